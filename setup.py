@@ -1,0 +1,55 @@
+"""Packaging. The folder ``kernels`` installs as ``slimse.kernels``: a top-level name ``kernels`` is taken on PyPI."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "slimse" / "__init__.py").read_text())
+KERNELS = ["slimse.kernels", *(f"slimse.kernels.{name}" for name in find_packages("kernels"))]
+
+PLOT = ["matplotlib>=3.7"]
+METRICS = ["torchmetrics>=1.4", "pesq>=0.0.4", "pystoi>=0.4", "speechmos>=0.0.1", "onnxruntime>=1.17", "librosa>=0.10"]
+TRAIN = [*PLOT, *METRICS, "lightning>=2.6"]
+TEST = [*TRAIN, "pytest>=8", "pytest-benchmark>=4", "hypothesis>=6"]
+
+setup(
+    name="slimse",
+    version=VERSION.group(1),
+    description="Speech enhancement whose cost follows the difficulty of the sound: slimmable DEMUCS, offline and live",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["slimse", "slimse.*"]), *KERNELS],
+    package_dir={"slimse": "slimse", "slimse.kernels": "kernels"},
+    package_data={
+        "slimse": ["py.typed", "weights/*", "assets/*"],
+        "slimse.training": ["recipes/*.toml"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",
+        "einops>=0.7",
+        "soundfile>=0.12",
+        "soxr>=0.4",
+        "safetensors>=0.4",
+        "typer>=0.12",
+        "rich>=13",
+        "triton>=3.2; platform_system == 'Linux'",
+    ],
+    extras_require={
+        "plot": PLOT,
+        "metrics": METRICS,
+        "train": TRAIN,
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.12", "mypy>=1.14"],
+    },
+    entry_points={"console_scripts": ["slimse=slimse.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+    ],
+)
