@@ -1,0 +1,105 @@
+"""Configuration of `SlimDemucs` and the named presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..width import WidthSet
+
+
+@dataclass(frozen=True)
+class SlimDemucsConfig:
+    """Shape of a `SlimDemucs`. The defaults are the ``paper`` preset (arXiv 2507.04879).
+
+    Args:
+        ufs: utilization factors, rising, the last 1.0.
+        hidden: ``H``, channels of the first block; block ``i`` has ``growth ** (i - 1) * H``.
+        growth: channel growth per level.
+        depth: ``L``, number of encoder (and decoder) blocks.
+        kernel_size: ``K`` of every (transposed) convolution, a multiple of ``stride``.
+        stride: ``S``, a multiple of ``resample``.
+        resample: ``U``, sinc up-sampling of the input: 1, 2 or 4.
+        rnn: ``"gru"`` (grouped, one layer, never slimmed) or ``"lstm"`` (``rnn_layers`` layers, slimmed).
+        groups: ``M``, groups of the GRU; must divide the deepest channel count.
+        rnn_layers: layers of the LSTM.
+        causal: False makes the LSTM bidirectional (offline use only).
+        normalize: divide the input by its standard deviation over the call and undo that at the output, as the
+            original DEMUCS does. Not causal; leave it off for new models.
+        floor: added to the deviation before the division.
+        sample_rate: of input and output, Hz.
+
+    Raises:
+        ValueError: for values that do not fit together; the message names the value and what was expected.
+    """
+
+    ufs: WidthSet = field(default_factory=lambda: WidthSet((0.125, 0.25, 0.5, 1.0)))
+    hidden: int = 32
+    growth: int = 2
+    depth: int = 5
+    kernel_size: int = 8
+    stride: int = 4
+    resample: int = 4
+    rnn: str = "gru"
+    groups: int = 4
+    rnn_layers: int = 1
+    causal: bool = True
+    normalize: bool = False
+    floor: float = 1e-3
+    sample_rate: int = 16_000
+
+    def __post_init__(self) -> None:
+        """Check that the values fit together."""
+        object.__setattr__(self, "ufs", WidthSet(self.ufs))
+        for name in ("hidden", "growth", "depth", "kernel_size", "stride", "groups", "rnn_layers", "sample_rate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} = {value!r}: expected a positive integer")
+        if self.resample not in (1, 2, 4):
+            raise ValueError(f"resample = {self.resample!r}: expected 1, 2 or 4")
+        if self.kernel_size % self.stride:
+            raise ValueError(f"kernel_size = {self.kernel_size}: expected a multiple of stride = {self.stride}")
+        if self.stride % self.resample:
+            raise ValueError(f"stride = {self.stride}: expected a multiple of resample = {self.resample}")
+        if self.rnn not in ("gru", "lstm"):
+            raise ValueError(f"rnn = {self.rnn!r}: expected 'gru' or 'lstm'")
+        if self.rnn == "gru" and (self.channels(self.depth) % self.groups or self.rnn_layers != 1 or not self.causal):
+            raise ValueError(
+                f"a grouped GRU is causal, has one layer, and its groups divide {self.channels(self.depth)} channels; "
+                f"got causal = {self.causal}, rnn_layers = {self.rnn_layers}, groups = {self.groups}"
+            )
+        if not self.floor > 0:
+            raise ValueError(f"floor = {self.floor!r}: expected a positive number")
+
+    def channels(self, level: int) -> int:
+        """Channels at ``level``: 1 for the waveform (level 0), then ``growth ** (level - 1) * hidden``."""
+        return 1 if level == 0 else self.growth ** (level - 1) * self.hidden
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `from_dict` is the inverse."""
+        return asdict(self) | {"ufs": list(self.ufs)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SlimDemucsConfig:
+        """Build from plain values; a key that is not a field raises a `ValueError` naming it."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown keys {unknown} in a model configuration; known: {[f.name for f in fields(cls)]}")
+        return cls(**values)
+
+
+def _original(hidden: int, *, causal: bool = True) -> SlimDemucsConfig:
+    """The original DEMUCS denoiser (arXiv 2006.12847) of ``hidden`` channels."""
+    return SlimDemucsConfig(hidden=hidden, rnn="lstm", rnn_layers=2, normalize=True, causal=causal)
+
+
+PRESETS: dict[str, SlimDemucsConfig] = {
+    "paper": SlimDemucsConfig(),
+    "small": SlimDemucsConfig(hidden=8, depth=3, resample=2, groups=2),
+    "dns48": _original(48),
+    "dns64": _original(64),
+    "dns48-bidirectional": _original(48, causal=False),
+    "dns64-bidirectional": _original(64, causal=False),
+}
+"""``paper``: the system of arXiv 2507.04879. ``small``: for tests. The others: the original DEMUCS denoiser."""

@@ -1,0 +1,196 @@
+"""Utilization factors (UFs), channel counts, and which frame owns which position.
+
+This is the only place that turns a UF into channels or a position into a frame. A *schedule* says which UF
+every frame of a call runs at; a layer asks it for the width of each of its positions. A width is
+
+- an ``int``: the same number of active channels everywhere (*uniform*),
+- an integer tensor ``[B, P]``: active channels of every position (*ragged*),
+- a `SoftWidth`: multipliers ``[B, P, C]`` built from gates over the UFs (*soft*, for training a router).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+UF: TypeAlias = float | Tensor
+"""What every forward accepts: a float, ``[B]``, ``[B, frames]``, or gates ``[B, frames, n_ufs]``."""
+
+
+@dataclass(frozen=True)
+class SoftWidth:
+    """Per-channel multipliers of shape ``[B, P, C]``; where gates are one-hot they are prefix masks."""
+
+    mask: Tensor
+
+
+Width: TypeAlias = int | Tensor | SoftWidth
+
+
+def apply_width(hidden: Tensor, width: Width) -> Tensor:
+    """Silence the inactive channels of ``hidden`` (``[B, P, k]``, ``k`` the largest active count).
+
+    A uniform width has already cut the channels. Ragged rows are masked with `where`, not by a product, so
+    that a NaN in an inactive channel cannot leak.
+    """
+    if isinstance(width, int):
+        return hidden
+    if isinstance(width, SoftWidth):
+        return hidden * width.mask
+    active = torch.arange(hidden.shape[-1], device=hidden.device) < width.unsqueeze(-1)
+    return torch.where(active, hidden, torch.zeros((), dtype=hidden.dtype, device=hidden.device))
+
+
+def max_width(width: Width, channels: int) -> int:
+    """The channels that a dense pass has to compute so that every position has its own."""
+    if isinstance(width, int):
+        return width
+    if isinstance(width, SoftWidth):
+        return channels
+    return int(width.max()) if width.numel() else 0
+
+
+class WidthSet(tuple[float, ...]):
+    """The UFs that a model was trained for, in rising order: the larger, the better and the dearer.
+
+    Args:
+        ufs: distinct numbers in (0, 1], rising, the last one 1.0.
+
+    Raises:
+        ValueError: if they are not.
+
+    >>> widths = WidthSet((0.125, 0.25, 0.5, 1.0))
+    >>> [widths.channels(uf, 512) for uf in widths]
+    [64, 128, 256, 512]
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, ufs: Iterable[float]) -> WidthSet:
+        """Check the UFs and build the set."""
+        values = tuple(float(uf) for uf in ufs)
+        rising = all(a < b for a, b in zip(values, values[1:], strict=False))
+        if not values or not rising or values[0] <= 0 or values[-1] != 1.0:
+            raise ValueError(f"ufs = {values}: expected rising numbers in (0, 1], the last one 1.0")
+        return super().__new__(cls, values)
+
+    def validate(self, uf: float) -> float:
+        """Return ``uf`` if it belongs to the set; raise a `ValueError` that names the set otherwise."""
+        if isinstance(uf, bool) or not isinstance(uf, int | float) or float(uf) not in self:
+            raise ValueError(f"uf = {uf!r} is not one of this model's widths {tuple(self)}")
+        return float(uf)
+
+    def channels(self, uf: float, full: int) -> int:
+        """Active channels of a layer of ``full`` channels at ``uf``: ``ceil(full * uf)``."""
+        return math.ceil(full * self.validate(uf))
+
+    def indices(self, uf: Tensor) -> Tensor:
+        """Positions in this set of a tensor of UFs (int64, same shape).
+
+        Raises:
+            ValueError: if any value is not in the set; the message names the value and the set.
+        """
+        table = torch.tensor(self, device=uf.device, dtype=uf.dtype if uf.is_floating_point() else torch.float32)
+        hit = uf.unsqueeze(-1) == table
+        found = hit.any(-1)
+        if not bool(found.all()):
+            raise ValueError(f"uf = {uf[~found].flatten()[0].item():g} is not one of this model's widths {tuple(self)}")
+        return hit.to(torch.int8).argmax(-1)
+
+    def schedule(self, uf: UF, batch: int, frames: int) -> Schedule:
+        """Resolve what a caller passed as ``uf`` into the schedule of one call.
+
+        Args:
+            uf: a float of the set; ``[B]`` or ``[B, frames]`` of such values; or gates
+                ``[B, frames, len(self)]`` (one-hot forward, soft gradient) for training.
+            batch: items of the call.
+            frames: frames of the call, 1 or more.
+
+        Raises:
+            ValueError: for a UF outside the set, or a shape that does not fit; the message says which.
+        """
+        if not isinstance(uf, Tensor) or uf.ndim == 0:
+            return Schedule(self, uf=self.validate(uf.item() if isinstance(uf, Tensor) else uf))
+        shapes = {1: (batch,), 2: (batch, frames), 3: (batch, frames, len(self))}
+        if tuple(uf.shape) != shapes.get(uf.ndim):
+            raise ValueError(
+                f"uf has shape {tuple(uf.shape)}: expected a float, [{batch}], [{batch}, {frames}] "
+                f"or gates [{batch}, {frames}, {len(self)}] (batch, frames, widths)"
+            )
+        if uf.ndim == 3:
+            return Schedule(self, gates=uf)
+        index = self.indices(uf)
+        return Schedule(self, choice=index if uf.ndim == 2 else index.unsqueeze(1).expand(batch, frames))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The UF of every frame of one call. Exactly one of the three is set; see `WidthSet.schedule`."""
+
+    widths: WidthSet
+    uf: float | None = None
+    choice: Tensor | None = None
+    """int64 ``[B, frames]``: index into ``widths``."""
+    gates: Tensor | None = None
+    """``[B, frames, len(widths)]``."""
+
+    def width(self, channels: int, frame: Tensor) -> Width:
+        """Width of a layer of ``channels`` channels at positions owned by the frames ``frame`` (int64 ``[P]``)."""
+        if self.uf is not None:
+            return self.widths.channels(self.uf, channels)
+        counts = torch.tensor([self.widths.channels(uf, channels) for uf in self.widths], device=frame.device)
+        if self.choice is not None:
+            return counts[self.choice[:, frame]]
+        assert self.gates is not None
+        prefix = torch.arange(channels, device=frame.device) < counts.unsqueeze(1)
+        return SoftWidth((self.gates @ prefix.to(self.gates.dtype))[:, frame])
+
+
+@dataclass(frozen=True)
+class FrameMap:
+    """Which frame owns which position, for a causal U-Net of ``depth`` levels without padding.
+
+    One frame is one position of the deepest level. A position takes the width of the frame in which a
+    streamer first computes it; only then do streaming and offline agree. Frame 0 also owns the long first
+    run of every encoder level, as the first frame needs a whole receptive field.
+    """
+
+    depth: int
+    kernel_size: int
+    stride: int
+
+    def rate(self, level: int) -> int:
+        """Positions per frame at ``level`` (1 is the shallowest, ``depth`` the deepest)."""
+        return self.stride ** (self.depth - level)
+
+    def lead(self, level: int) -> int:
+        """The last position that frame 0 computes at encoder ``level`` (0 is the input of the first block)."""
+        lead = 0
+        for _ in range(self.depth - level):
+            lead = self.stride * lead + self.kernel_size - 1
+        return lead
+
+    def encoder_frames(self, level: int, positions: int, *, first: bool, device: torch.device | None = None) -> Tensor:
+        """Frame (int64 ``[positions]``) of every new position of encoder ``level`` in a call.
+
+        Args:
+            level: 1 to ``depth``.
+            positions: new positions of the call.
+            first: whether the call starts the signal; later calls continue one frame after another.
+            device: where to put the result.
+        """
+        index = torch.arange(positions, device=device)
+        rate = self.rate(level)
+        if not first:
+            return index.div(rate, rounding_mode="floor")
+        return (index - self.lead(level) + rate - 1).clamp(min=0).div(rate, rounding_mode="floor")
+
+    def decoder_frames(self, level: int, positions: int, frames: int, *, device: torch.device | None = None) -> Tensor:
+        """Frame (int64 ``[positions]``) of every new position of decoder ``level``; the last frame owns the tail."""
+        index = torch.arange(positions, device=device)
+        return index.div(self.rate(level), rounding_mode="floor").clamp(max=frames - 1)
