@@ -1,0 +1,1 @@
+"""Training of slimmable models: dynamic mixing, losses, and the Lightning module. Needs ``slimse[train]``."""

@@ -1,0 +1,103 @@
+"""Configuration of a training run: a frozen dataclass, read from a TOML recipe."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..models import PRESETS
+from .mixing import Recipe
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. A recipe file holds these as TOML keys, and ``[mixing]`` the fields of `Recipe`."""
+
+    preset: str = "paper"
+    seconds: float = 2.0
+    """Length of a training segment."""
+    batch: int = 8
+    """Segments per step and process."""
+    narrow_batch: int = 4
+    """How many of them the smallest and the random width see."""
+    random_widths: int = 1
+    """Widths drawn per step besides the smallest and the largest."""
+    distill: float = 0.3
+    """Weight of the L1 distance of a narrow width's output from the widest one's."""
+    spectral: float = 1.0
+    """Weight of the STFT part of the enhancement loss."""
+    steps: int = 5000
+    """Optimiser steps of the whole run, resumed parts included."""
+    rate: float = 7e-4
+    """Peak learning rate (AdamW)."""
+    warmup: int = 200
+    """Steps of linear warm-up."""
+    decay: float = 0.3
+    """Share of the steps, at the end, over which the rate falls to zero as ``1 - sqrt(progress)``."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Gradient norm limit."""
+    ema: float = 0.995
+    """Decay per step of the averaged weights, which are those that are validated and exported."""
+    every: int = 250
+    """Steps between validations and checkpoints."""
+    valid_items: int = 10
+    """Pairs used in the validation during training."""
+    precision: str = "bf16-mixed"
+    workers: int = 1
+    seed: int = 1
+    mixing: Recipe = Recipe()
+
+    def __post_init__(self) -> None:
+        """Check that the values fit together."""
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset = {self.preset!r}: expected one of {sorted(PRESETS)}")
+        for name in ("seconds", "batch", "narrow_batch", "steps", "rate", "clip", "every", "valid_items"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
+        if self.narrow_batch > self.batch:
+            raise ValueError(f"narrow_batch = {self.narrow_batch}: expected at most batch = {self.batch}")
+        for name in ("decay", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number in [0, 1)")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Build from plain values; unknown keys raise a `ValueError` that names them."""
+        known = {field.name for field in fields(cls)}
+        mixing = values.get("mixing", {})
+        unknown = sorted(set(values) - known) + sorted(
+            f"mixing.{key}" for key in set(mixing) - {field.name for field in fields(Recipe)}
+        )
+        if unknown:
+            raise ValueError(f"unknown keys {unknown} in a training recipe; known: {sorted(known)}")
+        return cls(**{**values, "mixing": Recipe(**mixing)})
+
+    @classmethod
+    def read(cls, recipe: str | Path) -> TrainConfig:
+        """Read a recipe that comes with the package, by name (``backbone``), or any TOML file."""
+        path = Path(recipe)
+        if path.suffix == ".toml":
+            return cls.from_dict(tomllib.loads(path.read_text()))
+        found = resources.files(__package__) / "recipes" / f"{recipe}.toml"
+        if not found.is_file():
+            raise ValueError(f"recipe {str(recipe)!r}: expected a .toml file or one of {recipe_names()}")
+        return cls.from_dict(tomllib.loads(found.read_text()))
+
+    def override(self, **values: Any) -> TrainConfig:
+        """A copy with the values that are not None changed."""
+        return replace(self, **{key: value for key, value in values.items() if value is not None})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for logs and cards."""
+        return asdict(self)
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the package."""
+    folder = resources.files(__package__) / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
