@@ -10,7 +10,10 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "slimse" / "__init__.py").r
 KERNELS = ["slimse.kernels", *(f"slimse.kernels.{name}" for name in find_packages("kernels"))]
 
 PLOT = ["matplotlib>=3.7"]
-METRICS = ["torchmetrics>=1.4", "pesq>=0.0.4", "pystoi>=0.4", "speechmos>=0.0.1", "onnxruntime>=1.17", "librosa>=0.10"]
+METRICS = [
+    *("torchmetrics>=1.4", "pesq>=0.0.4", "pystoi>=0.4"),
+    *("speechmos>=0.0.1", "onnxruntime>=1.17", "librosa>=0.10", "requests>=2"),
+]
 TRAIN = [*PLOT, *METRICS, "lightning>=2.6"]
 TEST = [*TRAIN, "pytest>=8", "pytest-benchmark>=4", "hypothesis>=6"]
 
@@ -46,7 +49,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.12", "mypy>=1.14"],
     },
-    entry_points={"console_scripts": ["slimse=slimse.cli:main"]},
+    entry_points={"console_scripts": ["slimse=slimse.cli:app"]},
     classifiers=[
         "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",

@@ -63,7 +63,9 @@ def load(weights: str | os.PathLike[str] = DEFAULT, *, device: str | torch.devic
         path = Path(str(bundled))
         if not path.is_file():
             names = sorted(f.name.removesuffix(".safetensors") for f in path.parent.glob("*.safetensors"))
-            raise FileNotFoundError(f"no bundled weights {str(weights)!r}: expected one of {names} or a .safetensors file")
+            raise FileNotFoundError(
+                f"no bundled weights {str(weights)!r}: expected one of {names} or a .safetensors file"
+            )
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:

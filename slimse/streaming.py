@@ -82,7 +82,9 @@ class Streamer:
     @state.setter
     def state(self, state: StreamerState) -> None:
         if state.pending.shape[0] != (self.streams or 1):
-            raise ValueError(f"the state is of {state.pending.shape[0]} streams, this streamer runs {self.streams or 1}")
+            raise ValueError(
+                f"the state is of {state.pending.shape[0]} streams, this streamer runs {self.streams or 1}"
+            )
         self._state, self._pending, self._last_uf = state
 
     def reset(self) -> None:
@@ -153,7 +155,9 @@ class Streamer:
         shape = "[n]" if self.streams is None else f"[{self.streams}, n]"
         fits = samples.ndim == 1 if self.streams is None else samples.ndim == 2 and samples.shape[0] == self.streams
         if not fits or not samples.is_floating_point():
-            raise ValueError(f"chunk has shape {tuple(samples.shape)} and dtype {samples.dtype}: expected floating {shape}")
+            raise ValueError(
+                f"chunk has shape {tuple(samples.shape)} and dtype {samples.dtype}: expected floating {shape}"
+            )
         return samples.reshape(self.streams or 1, -1).to(self._pending)
 
     def _like(self, out: Tensor, chunk: Chunk) -> Chunk:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -74,7 +75,7 @@ class WidthSet(tuple[float, ...]):
     def __new__(cls, ufs: Iterable[float]) -> WidthSet:
         """Check the UFs and build the set."""
         values = tuple(float(uf) for uf in ufs)
-        rising = all(a < b for a, b in zip(values, values[1:], strict=False))
+        rising = all(a < b for a, b in pairwise(values))
         if not values or not rising or values[0] <= 0 or values[-1] != 1.0:
             raise ValueError(f"ufs = {values}: expected rising numbers in (0, 1], the last one 1.0")
         return super().__new__(cls, values)

@@ -28,6 +28,8 @@ class SlimDemucsConfig:
         normalize: divide the input by its standard deviation over the call and undo that at the output, as the
             original DEMUCS does. Not causal; leave it off for new models.
         floor: added to the deviation before the division.
+        reference_level: the network sees its input divided by this constant, and its output is multiplied by it: speech
+            at a usual level then has about unit deviation inside, with no statistics of the signal involved.
         sample_rate: of input and output, Hz.
 
     Raises:
@@ -47,6 +49,7 @@ class SlimDemucsConfig:
     causal: bool = True
     normalize: bool = False
     floor: float = 1e-3
+    reference_level: float = 0.05
     sample_rate: int = 16_000
 
     def __post_init__(self) -> None:
@@ -69,8 +72,9 @@ class SlimDemucsConfig:
                 f"a grouped GRU is causal, has one layer, and its groups divide {self.channels(self.depth)} channels; "
                 f"got causal = {self.causal}, rnn_layers = {self.rnn_layers}, groups = {self.groups}"
             )
-        if not self.floor > 0:
-            raise ValueError(f"floor = {self.floor!r}: expected a positive number")
+        for name in ("floor", "reference_level"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
 
     def channels(self, level: int) -> int:
         """Channels at ``level``: 1 for the waveform (level 0), then ``growth ** (level - 1) * hidden``."""
@@ -91,7 +95,7 @@ class SlimDemucsConfig:
 
 def _original(hidden: int, *, causal: bool = True) -> SlimDemucsConfig:
     """The original DEMUCS denoiser (arXiv 2006.12847) of ``hidden`` channels."""
-    return SlimDemucsConfig(hidden=hidden, rnn="lstm", rnn_layers=2, normalize=True, causal=causal)
+    return SlimDemucsConfig(hidden=hidden, rnn="lstm", rnn_layers=2, normalize=True, reference_level=1.0, causal=causal)
 
 
 PRESETS: dict[str, SlimDemucsConfig] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,11 +67,20 @@ class SlimDemucs(nn.Module):
         c, k, s = config.channels, config.kernel_size, config.stride
         self.frame_map = FrameMap(config.depth, k, s)
         stages = config.resample.bit_length() - 1
-        self.up = nn.ModuleList(SincUpsample() for _ in range(stages))
-        self.down = nn.ModuleList(SincDownsample() for _ in range(stages))
         levels = range(1, config.depth + 1)
-        self.encoder = nn.ModuleList(EncoderBlock(c(i - 1), c(i), k, s) for i in levels)
-        self.decoder = nn.ModuleList(DecoderBlock(c(i), c(i - 1), k, s, relu=i > 1) for i in levels)
+        # The annotations say what the lists hold; `ModuleList` cannot.
+        self.up: Sequence[SincUpsample]
+        self.down: Sequence[SincDownsample]
+        self.encoder: Sequence[EncoderBlock]
+        self.decoder: Sequence[DecoderBlock]
+        modules: dict[str, Sequence[nn.Module]] = {
+            "up": [SincUpsample() for _ in range(stages)],
+            "down": [SincDownsample() for _ in range(stages)],
+            "encoder": [EncoderBlock(c(i - 1), c(i), k, s) for i in levels],
+            "decoder": [DecoderBlock(c(i), c(i - 1), k, s, relu=i > 1) for i in levels],
+        }
+        for name, members in modules.items():
+            self.add_module(name, nn.ModuleList(members))
         self.bottleneck: GroupedGRU | SlimLSTMStack
         if config.rnn == "gru":
             self.bottleneck = GroupedGRU(c(config.depth), config.groups)
@@ -83,13 +93,13 @@ class SlimDemucs(nn.Module):
         """Pull the deviation of every convolution's first weights towards ``reference`` (arXiv 2006.12847, 3.2).
 
         Without normalisation layers, PyTorch's default makes the deep levels start out nearly silent or too loud.
+        Biases start at zero (this project's choice), or they would drown quiet recordings.
         """
         for block in [*self.encoder, *self.decoder]:
             for kind in ("conv", "glu"):
                 weight, bias = block.get_parameter(f"{kind}_weight"), block.get_parameter(f"{kind}_bias")
-                scale = (weight.std() / reference).sqrt()
-                weight /= scale
-                bias /= scale
+                weight.div_((weight.std() / reference).sqrt())
+                bias.zero_()
 
     # Sizes -----------------------------------------------------------------------------------------------------
 
@@ -216,8 +226,8 @@ class SlimDemucs(nn.Module):
             uf: as in `forward`, over the frames of this step.
 
         Returns:
-            All samples that are ready, ``[B, m]``, and the new state. The outputs of all steps and of `finish`, one after
-            the other, are what `forward` gives for the whole signal.
+            All samples that are ready, ``[B, m]``, and the new state. The outputs of all steps and of `finish`, one
+            after the other, are what `forward` gives for the whole signal.
 
         Raises:
             ValueError: for a length that is not a number of frames, or a model that is not causal.
@@ -227,7 +237,9 @@ class SlimDemucs(nn.Module):
         first = self.hop if state.samples else self.first_samples
         extra = samples.shape[1] - first if samples.ndim == 2 else -1
         if extra < 0 or extra % self.hop:
-            raise ValueError(f"samples has shape {tuple(samples.shape)}: expected [batch, {first} + a multiple of {self.hop}]")
+            raise ValueError(
+                f"samples has shape {tuple(samples.shape)}: expected [batch, {first} + a multiple of {self.hop}]"
+            )
         schedule = self.config.ufs.schedule(uf, samples.shape[0], 1 + extra // self.hop)
         return self._levelled(samples, 0, state, schedule, final=False)
 
@@ -270,18 +282,19 @@ class SlimDemucs(nn.Module):
     ) -> tuple[Tensor, DemucsState]:
         """`_run` on ``samples`` and ``pad`` samples of silence, between a normalising model's division and product."""
         x = samples.to(self._signal_dtype)
+        reference = self.config.reference_level
         if not state.level:
-            out, new = self._run(nn.functional.pad(x, (0, pad)), state, schedule, final=final)
-            return out.to(samples.dtype), new
+            out, new = self._run(nn.functional.pad(x / reference, (0, pad)), state, schedule, final=final)
+            return (out * reference).to(samples.dtype), new
         level = state.level
         if len(level) == 2 and x.shape[1]:
             mean, seen = level
             total = seen + x.shape[1]
             level = (mean + (x.square().mean(1, keepdim=True) - mean) * (x.shape[1] / total), total)
         scale = level[0] if len(level) == 1 else level[0].sqrt()
-        x = nn.functional.pad(x / (self.config.floor + scale), (0, pad))
+        x = nn.functional.pad(x / (self.config.floor + scale) / reference, (0, pad))
         out, new = self._run(x, state._replace(level=level), schedule, final=final)
-        return (out * scale).to(samples.dtype), new
+        return (out * scale * reference).to(samples.dtype), new
 
     def _run(self, x: Tensor, state: DemucsState, schedule: Schedule, *, final: bool) -> tuple[Tensor, DemucsState]:
         """Push ``[B, n]`` samples through; ``final`` also gives out what awaits samples that never come."""
@@ -308,19 +321,19 @@ class SlimDemucs(nn.Module):
 
         overlap = config.kernel_size - config.stride
         for level in range(config.depth, 0, -1):
-            block, positions = self.decoder[level - 1], h.shape[1]
+            positions = h.shape[1]
             frame = frame_map.decoder_frames(level, positions, max(frames, 1), device=device)
             skip, skips[level - 1] = skips[level - 1].split([positions, skips[level - 1].shape[1] - positions], dim=1)
-            h = block(h + skip, schedule.width(config.channels(level), frame))
+            h = self.decoder[level - 1](h + skip, schedule.width(config.channels(level), frame))
             tail = state.decoder[level - 1]
             if tail.shape[1]:
                 h = torch.cat([h[:, :overlap] + tail, h[:, overlap:]], dim=1)
             decoder_tail.append(h[:, positions * config.stride :].clone())
-            h = block.activate(h if final else h[:, : positions * config.stride])
+            h = self.decoder[level - 1].activate(h if final else h[:, : positions * config.stride])
 
         x = h.squeeze(-1).to(x.dtype)
-        for stage, buffer in zip(self.down, state.down, strict=True):
-            x, buffer = stage(x, buffer, final=final)
+        for half, buffer in zip(self.down, state.down, strict=True):
+            x, buffer = half(x, buffer, final=final)
             down.append(buffer)
         return x, DemucsState(
             tuple(up),

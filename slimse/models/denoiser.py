@@ -18,8 +18,9 @@ from .config import SlimDemucsConfig
 from .demucs import SlimDemucs
 
 _POSITIONAL = (
-    "chin chout hidden depth kernel_size stride causal resample growth max_hidden normalize glu rescale floor sample_rate"
-).split()
+    *("chin", "chout", "hidden", "depth", "kernel_size", "stride", "causal", "resample", "growth", "max_hidden"),
+    *("normalize", "glu", "rescale", "floor", "sample_rate"),
+)
 """Constructor arguments of the original network, in their order."""
 _KNOWN_ELSEWHERE = {"chin": 1, "chout": 1, "glu": True}
 """Arguments that `SlimDemucs` does not have, and the only value it can stand for."""
@@ -78,14 +79,18 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
         with torch.serialization.safe_globals([(_OriginalClass, "denoiser.demucs.Demucs")]):
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no checkpoint of weights alone, and nothing in it was executed: {error}") from error
+        raise ValueError(
+            f"{path} is no checkpoint of weights alone, and nothing in it was executed: {error}"
+        ) from error
 
 
 def _infer_config(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> SlimDemucsConfig:
     """The configuration that weights and constructor arguments tell; they must agree."""
     depth = len({name.split(".")[1] for name in state if re.fullmatch(r"encoder\.\d+\.0\.weight", name)})
     if not depth or "lstm.lstm.weight_ih_l0" not in state:
-        raise ValueError(f"not a DEMUCS denoiser: its weights are {sorted(state)[:4]} ..., expected encoder.*, lstm.lstm.*")
+        raise ValueError(
+            f"not a DEMUCS denoiser: its weights are {sorted(state)[:4]} ..., expected encoder.*, lstm.lstm.*"
+        )
     hidden, _, kernel_size = state["encoder.0.0.weight"].shape
     seen: dict[str, Any] = {
         "hidden": hidden,
@@ -104,7 +109,7 @@ def _infer_config(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> 
         if name in values:
             values[name] = value
     layers = len([name for name in state if re.fullmatch(r"lstm\.lstm\.weight_ih_l\d+", name)])
-    return SlimDemucsConfig(**values, **seen, rnn="lstm", rnn_layers=layers)
+    return SlimDemucsConfig(**values, **seen, rnn="lstm", rnn_layers=layers, reference_level=1.0)
 
 
 def _rename(name: str, config: SlimDemucsConfig) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..nn import GroupedGRU, SincDownsample, SincUpsample, SlimLSTM, SlimLSTMStack
+from ..nn import GroupedGRU, SincDownsample, SincUpsample, SlimLSTMStack
 
 if TYPE_CHECKING:
     from .demucs import SlimDemucs
@@ -31,8 +32,10 @@ class PlainDemucs(nn.Module):
         config = model.config
         self.config, self.uf = config, config.ufs.validate(uf)
         self.first, self.hop = model.receptive_samples(1), model.hop
-        self.up = nn.ModuleList(SincUpsample() for _ in model.up)
-        self.down = nn.ModuleList(SincDownsample() for _ in model.down)
+        self.up: Sequence[SincUpsample]
+        self.down: Sequence[SincDownsample]
+        self.add_module("up", nn.ModuleList(SincUpsample() for _ in model.up))
+        self.add_module("down", nn.ModuleList(SincDownsample() for _ in model.down))
         channels, kernel, stride = config.channels, config.kernel_size, config.stride
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level in range(1, config.depth + 1):
@@ -55,9 +58,9 @@ class PlainDemucs(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         """Enhance ``[B, 1, T]``."""
         samples = noisy.shape[2]
-        x = noisy[:, 0]
+        x = noisy[:, 0] / self.config.reference_level
         if self.config.normalize:
-            scale = x.std(1, keepdim=True) if samples > 1 else torch.zeros_like(x)
+            scale = noisy[:, 0].std(1, keepdim=True) if samples > 1 else torch.zeros_like(x)
             x = x / (self.config.floor + scale)
         frames = max(1, 1 - (self.first - samples) // self.hop)
         x = nn.functional.pad(x, (0, self.first + (frames - 1) * self.hop - samples))
@@ -72,9 +75,9 @@ class PlainDemucs(nn.Module):
         for block, skip in zip(reversed(self.decoder), reversed(skips), strict=True):
             x = block(x + skip)
         x = x[:, 0]
-        for stage in self.down:
-            x, _ = stage(x, stage.initial_buffer(x), final=True)
-        x = x[:, :samples]
+        for half in self.down:
+            x, _ = half(x, half.initial_buffer(x), final=True)
+        x = x[:, :samples] * self.config.reference_level
         return (x * scale if self.config.normalize else x).unsqueeze(1)
 
 
@@ -83,9 +86,7 @@ class _GRUs(nn.Module):
 
     def __init__(self, grouped: GroupedGRU) -> None:
         super().__init__()
-        self.groups = nn.ModuleList(
-            nn.GRU(grouped.size, grouped.size, batch_first=True) for _ in range(grouped.groups)
-        )
+        self.groups = nn.ModuleList(nn.GRU(grouped.size, grouped.size, batch_first=True) for _ in range(grouped.groups))
         self.groups.load_state_dict(grouped.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,8 +103,7 @@ class _LSTM(nn.Module):
         full, two = stack.channels, stack.directions == 2
         self.channels = full
         self.lstm = nn.LSTM(full, k, len(stack.layers) // stack.directions, batch_first=True, bidirectional=two)
-        for index, layer in enumerate(stack.layers):
-            slim = cast(SlimLSTM, layer)
+        for index, slim in enumerate(stack.layers):
             # Gates are blocks of ``full`` rows; inputs of the second layer on are one or two runs of ``full`` columns.
             rows = torch.cat([gate * full + torch.arange(k) for gate in range(4)])
             runs = slim.inputs // full
@@ -122,7 +122,11 @@ class _LSTM(nn.Module):
         self.linear = None
         if stack.linear is not None:
             self.linear = nn.Linear(2 * k, full)
-            _fill(self.linear, stack.linear.weight[:, torch.cat([torch.arange(k), full + torch.arange(k)])], stack.linear.bias)
+            _fill(
+                self.linear,
+                stack.linear.weight[:, torch.cat([torch.arange(k), full + torch.arange(k)])],
+                stack.linear.bias,
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         x, _ = self.lstm(x.transpose(1, 2))

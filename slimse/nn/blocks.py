@@ -36,7 +36,12 @@ class EncoderBlock(PackedModule):
         self.glu_weight = nn.Parameter(torch.empty(channels, 2 * channels))
         self.glu_bias = nn.Parameter(torch.empty(2 * channels))
         self.load_state_dict(
-            {"conv.weight": conv.weight, "conv.bias": conv.bias, "glu.weight": pointwise.weight, "glu.bias": pointwise.bias}
+            {
+                "conv.weight": conv.weight,
+                "conv.bias": conv.bias,
+                "glu.weight": pointwise.weight,
+                "glu.bias": pointwise.bias,
+            }
         )
 
     def unpack(self, packed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,7 +107,12 @@ class DecoderBlock(PackedModule):
         self.conv_weight = nn.Parameter(torch.empty(channels, kernel_size * outputs))
         self.conv_bias = nn.Parameter(torch.empty(outputs))
         self.load_state_dict(
-            {"glu.weight": pointwise.weight, "glu.bias": pointwise.bias, "conv.weight": conv.weight, "conv.bias": conv.bias}
+            {
+                "glu.weight": pointwise.weight,
+                "glu.bias": pointwise.bias,
+                "conv.weight": conv.weight,
+                "conv.bias": conv.bias,
+            }
         )
 
     def unpack(self, packed: dict[str, Tensor]) -> dict[str, Tensor]:

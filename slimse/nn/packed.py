@@ -45,7 +45,8 @@ class PackedModule(nn.Module):
         missing_keys.extend(prefix + name for name in missing)
         wrong = [name for name in expected if name in given and given[name].shape != expected[name].shape]
         error_msgs.extend(
-            f"{prefix}{name} has shape {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}" for name in wrong
+            f"{prefix}{name} has shape {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in wrong
         )
         if missing or wrong:
             return

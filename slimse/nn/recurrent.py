@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -146,11 +148,13 @@ class SlimLSTMStack(nn.Module):
         super().__init__()
         self.channels = channels
         self.directions = 2 if bidirectional else 1
-        self.layers = nn.ModuleList(
+        self.layers: Sequence[SlimLSTM]
+        members = [
             SlimLSTM(channels * (self.directions if layer else 1), channels, reverse=bool(direction))
             for layer in range(layers)
             for direction in range(self.directions)
-        )
+        ]
+        self.add_module("layers", nn.ModuleList(members))
         self.linear = nn.Linear(2 * channels, channels) if bidirectional else None
 
     def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:

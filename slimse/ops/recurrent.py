@@ -80,7 +80,9 @@ def slim_lstm(
     batch, time, inputs = x.shape
     units = max_width(width, weight_ih.shape[0])
     projected = torch.addmm(
-        bias[:units].reshape(-1), x.reshape(batch * time, inputs), weight_ih[:units, :, :inputs].reshape(4 * units, -1).t()
+        bias[:units].reshape(-1),
+        x.reshape(batch * time, inputs),
+        weight_ih[:units, :, :inputs].reshape(4 * units, -1).t(),
     ).view(batch, time, units, 4)
     recurrent = weight_hh[:units, :, :units].reshape(4 * units, units).t()
     full_h, full_c = state
