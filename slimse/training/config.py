@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ class TrainConfig:
     """Weight of the L1 distance of a narrow width's output from the widest one's."""
     spectral: float = 1.0
     """Weight of the STFT part of the enhancement loss."""
+    error_level: float = 0.03
+    """Weight of 1 dB of waveform error in the enhancement loss."""
     steps: int = 5000
     """Optimiser steps of the whole run, resumed parts included."""
-    rate: float = 7e-4
-    """Peak learning rate (AdamW)."""
+    rate: float = 1e-3
+    """Peak learning rate (see `MuonAdamW`)."""
     warmup: int = 200
     """Steps of linear warm-up."""
     decay: float = 0.3
@@ -50,7 +52,7 @@ class TrainConfig:
     precision: str = "bf16-mixed"
     workers: int = 1
     seed: int = 1
-    mixing: Recipe = Recipe()
+    mixing: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         """Check that the values fit together."""
@@ -68,10 +70,10 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Build from plain values; unknown keys raise a `ValueError` that names them."""
-        known = {field.name for field in fields(cls)}
+        known = {f.name for f in fields(cls)}
         mixing = values.get("mixing", {})
         unknown = sorted(set(values) - known) + sorted(
-            f"mixing.{key}" for key in set(mixing) - {field.name for field in fields(Recipe)}
+            f"mixing.{key}" for key in set(mixing) - {f.name for f in fields(Recipe)}
         )
         if unknown:
             raise ValueError(f"unknown keys {unknown} in a training recipe; known: {sorted(known)}")

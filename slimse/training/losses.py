@@ -1,4 +1,4 @@
-"""The enhancement loss: waveform L1 plus a multi-resolution STFT distance with compressed magnitudes."""
+"""The enhancement loss: waveform error plus a multi-resolution STFT distance with compressed magnitudes."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ from torch import Tensor, nn
 
 
 class EnhancementLoss(nn.Module):
-    """L1 of the waveform plus, per STFT resolution, L1 of compressed magnitudes and of compressed complex bins.
+    """Waveform L1 and error level, plus, per STFT resolution, L1 of compressed magnitudes and compressed complex bins.
 
-    Signals are first divided by the noisy signal's RMS, so that quiet recordings count as much as loud ones.
-    Magnitudes are raised to the power 0.3, close to how loudness is heard; the complex term keeps the phase.
+    Signals are first divided by the noisy signal's RMS, so that quiet recordings count as much as loud ones. The
+    error level is that of the waveform error in dB below the noisy signal: its slope does not fade for recordings
+    that are nearly clean. Magnitudes are raised to the power 0.3, close to how loudness is heard; the complex term
+    keeps the phase.
 
     Args:
         resolutions: FFT sizes in samples; the hop is a quarter.
         compression: exponent of the magnitudes.
         spectral: weight of the STFT part.
+        error_level: weight of 1 dB of error level.
 
     Shape:
         three tensors ``[B, 1, T]``; the result is a scalar.
     """
 
     def __init__(
-        self, resolutions: tuple[int, ...] = (256, 512, 1024), compression: float = 0.3, spectral: float = 1.0
+        self,
+        resolutions: tuple[int, ...] = (256, 512, 1024),
+        compression: float = 0.3,
+        spectral: float = 1.0,
+        error_level: float = 0.03,
     ) -> None:
         super().__init__()
-        self.compression, self.spectral = compression, spectral
+        self.compression, self.spectral, self.error_level = compression, spectral, error_level
         self.resolutions = resolutions
         for size in resolutions:
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
@@ -43,7 +50,10 @@ class EnhancementLoss(nn.Module):
         """Distance of ``estimate`` from ``clean``, relative to the level of ``noisy``."""
         level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
         estimate, clean = (estimate.float() / level).squeeze(1), (clean / level).squeeze(1)
-        loss = (estimate - clean).abs().mean()
+        error = estimate - clean
+        # Errors more than 30 dB down are good enough: the floor also keeps the logarithm finite.
+        decibels = 10 * torch.log10(error.square().mean(-1) + 1e-3)
+        loss = error.abs().mean() + self.error_level * decibels.mean()
         for size in self.resolutions:
             magnitude, bins = self._compressed(estimate, size)
             with torch.no_grad():

@@ -73,7 +73,7 @@ class Bank:
             piece = clip[start : start + length - filled]
             out[filled : filled + len(piece)] = piece
             filled += len(piece) + int(rng.integers(1600, 8000))
-        return out / 32768
+        return np.float32(1 / 32768) * out
 
 
 def rms(x: Signal) -> float:
@@ -210,7 +210,7 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
         if rng.random() < recipe.equalise:
             speech = _equalise(rng, speech)
         if self.rooms and rng.random() < recipe.room:
-            speech = _convolve(speech, self.rooms[rng.integers(len(self.rooms))])
+            speech = _convolve(speech, self.rooms[int(rng.integers(len(self.rooms)))])
         return speech
 
     def _noise(self, rng: Generator) -> Signal:
@@ -218,9 +218,9 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
         kind = rng.random()
         if kind < recipe.babble:
             talkers = [self.speech.draw(rng, self.length) for _ in range(rng.integers(3, 7))]
-            noise = np.sum([talker / max(rms(talker), 1e-6) for talker in talkers], axis=0, dtype=np.float32)
+            noise: Signal = np.stack([talker / max(rms(talker), 1e-6) for talker in talkers]).sum(axis=0)
             if self.rooms and rng.random() < 0.5:
-                noise = _convolve(noise, self.rooms[rng.integers(len(self.rooms))])
+                noise = _convolve(noise, self.rooms[int(rng.integers(len(self.rooms)))])
         elif kind < recipe.babble + recipe.coloured:
             noise = _coloured(rng, self.length)
         else:

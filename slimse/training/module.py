@@ -22,6 +22,7 @@ from ..models import PRESETS, SlimDemucs
 from .config import TrainConfig
 from .losses import EnhancementLoss
 from .mixing import Bank, Mixer, load_rooms
+from .optimizer import MuonAdamW
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -40,7 +41,7 @@ class SlimmableBackbone(lightning.LightningModule):
     def __init__(self, config: TrainConfig, model: SlimDemucs) -> None:
         super().__init__()
         self.config, self.model = config, model
-        self.loss = EnhancementLoss(spectral=config.spectral)
+        self.loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level)
 
     def training_step(self, batch: Pair, index: int) -> Tensor:
         """Sum of the losses of the widths of this step."""
@@ -72,11 +73,9 @@ class SlimmableBackbone(lightning.LightningModule):
             self.log(f"valid/loss/{uf}", self.loss(enhanced, clean, noisy), batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; linear warm-up, a plateau, and a tail down to zero."""
+        """Muon and AdamW; linear warm-up, a plateau, and a tail down to zero."""
         config = self.config
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
+        optimizer = MuonAdamW(self.model.named_parameters(), config.rate, weight_decay=config.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_factor(config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -98,7 +97,9 @@ class _Pairs(Dataset[Pair]):
 
     def __init__(self, folder: Path, count: int, sample_rate: int) -> None:
         names = sorted(path.name for path in (folder / "noisy").iterdir())
-        self.files = [(folder / "noisy" / name, folder / "clean" / name) for name in names[:: max(1, len(names) // count)][:count]]
+        self.files = [
+            (folder / "noisy" / name, folder / "clean" / name) for name in names[:: max(1, len(names) // count)][:count]
+        ]
         self.sample_rate = sample_rate
 
     def __len__(self) -> int:
@@ -178,12 +179,12 @@ def train(
     module = SlimmableBackbone(config, model)
     out.mkdir(parents=True, exist_ok=True)
     averaging = EMAWeightAveraging(decay=config.ema)
-    last = ModelCheckpoint(dirpath=out, save_last=True, save_top_k=0, every_n_epochs=1, save_on_train_epoch_end=True)
-    epochs = -(-config.steps // config.every)
+    # One file, replaced after every `config.every` steps.
+    last = ModelCheckpoint(dirpath=out, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = lightning.Trainer(
         default_root_dir=out,
         max_steps=config.steps,
-        max_epochs=epochs,
+        max_epochs=-1,
         precision=config.precision,  # type: ignore[arg-type]
         gradient_clip_val=config.clip,
         callbacks=[averaging, last, LearningRateMonitor("step")],
