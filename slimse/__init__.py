@@ -5,10 +5,15 @@
 >>> enhanced = slimse.enhance(noisy, sample_rate, uf=0.25)  # doctest: +SKIP
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .checkpoint import load, save
 from .models import PRESETS, PlainDemucs, SlimDemucs, SlimDemucsConfig, load_denoiser
 from .streaming import Streamer
 from .width import WidthSet
+
+if TYPE_CHECKING:
+    from .audio.enhance import enhance
 
 __all__ = [
     "PRESETS",
@@ -17,8 +22,18 @@ __all__ = [
     "SlimDemucsConfig",
     "Streamer",
     "WidthSet",
+    "enhance",
     "load",
     "load_denoiser",
     "save",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import `enhance` on first use: it needs the audio libraries, which a model alone does not."""
+    if name == "enhance":
+        from .audio.enhance import enhance
+
+        return enhance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

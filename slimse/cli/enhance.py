@@ -1,0 +1,211 @@
+"""``slimse enhance``: files and folders of noisy speech."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import re
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from ..audio.enhance import dry_share, enhance_file
+from ..audio.files import Job, plan_jobs, read_info
+from ..checkpoint import DEFAULT, load
+from ..models import SlimDemucs
+
+_FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
+"""What may be wrong with one file, its place on the disk, or its size on this machine, and leaves the others alone."""
+
+
+class _Settings(NamedTuple):
+    weights: str
+    device: str
+    uf: float
+    dry: float
+    force: bool
+
+
+class _Report:
+    """What the user sees: a bar on a terminal, else a line per file; failures on standard error either way."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self._console = Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, soft_wrap=True)
+        self.failures = 0
+        self.bar: Progress | None = None
+        if self._console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+            self.bar = Progress(*columns, console=self._console)
+            self._task = self.bar.add_task(self._status(0, len(jobs)), total=_seconds(jobs))
+        self._lines = self.bar is None or not sys.stdout.isatty()
+        self._finished, self._count = 0, len(jobs)
+
+    @staticmethod
+    def _status(finished: int, count: int) -> str:
+        return f"{finished} of {count} files"
+
+    def advance(self, seconds: float) -> None:
+        if self.bar is not None:
+            self.bar.advance(self._task, seconds)
+
+    def finish(self, job: Job, error: BaseException | None = None) -> None:
+        self._finished += 1
+        if self.bar is not None:
+            self.bar.update(self._task, description=self._status(self._finished, self._count))
+            if self._finished == self._count:
+                # Files that failed never sent the rest of their seconds.
+                self.bar.update(self._task, completed=self.bar.tasks[self._task].total)
+        if error is None:
+            if self._lines:
+                print(f"{job.source} -> {job.target}", flush=True)
+            return
+        self.failures += 1
+        message = str(error) or type(error).__name__
+        if str(job.source) not in message and str(job.target) not in message:
+            message = f"{job.source}: {message}"
+        self._console.print(f"error: {message}", markup=False)
+
+
+def enhance(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Audio files, and folders of them.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder; for one file also a file. Default: NAME.enhanced.EXT beside IN."),
+    ] = None,
+    uf: Annotated[float, typer.Option(help="Width of the network: smaller is faster, larger is better.")] = 1.0,
+    dry: Annotated[float | None, typer.Option(help="Share of the noisy input in the output, 0 to 1.")] = None,
+    attenuation_limit: Annotated[
+        str | None, typer.Option(metavar="DB", help="Lower noise by no more than this, e.g. 12dB.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="Name of bundled weights, or a .safetensors file.")] = DEFAULT,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
+    jobs: Annotated[int, typer.Option(help="Files at the same time, each in a process with one thread.", min=1)] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+) -> None:
+    """Remove noise from audio files of any format, sample rate and number of channels.
+
+    Exit status: 0 if all files were enhanced, 1 if some were not, 2 if nothing was tried.
+    """
+    share = dry_share(dry, None if attenuation_limit is None else _decibels(attenuation_limit))
+    plan = plan_jobs(inputs, output)
+    model = load(weights, device=_usable(device))
+    model.config.ufs.validate(uf)
+    settings = _Settings(weights, device, uf, share, force)
+    report = _Report(plan)
+    with ExitStack() as stack:
+        if report.bar is not None:
+            stack.enter_context(report.bar)
+        if min(jobs, len(plan)) > 1:
+            _run_parallel(plan, settings, min(jobs, len(plan)), report)
+        else:
+            _run_serial(plan, settings, model, report)
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def _decibels(text: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:dB)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"attenuation limit {text!r}: expected a number of dB, for example 12dB")
+    return float(match[1])
+
+
+def _usable(device: str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _seconds(jobs: list[Job]) -> float:
+    """Length of all files together, as far as their headers can be read; the others fail later, by name."""
+    total = 0.0
+    for job in jobs:
+        try:
+            info = read_info(job.source)
+        except (ValueError, OSError):
+            continue
+        total += info.frames / info.sample_rate
+    return total
+
+
+def _enhance_one(job: Job, settings: _Settings, model: SlimDemucs, progress: Callable[[float], None]) -> None:
+    enhance_file(job.source, job.target, model, settings.uf, dry=settings.dry, force=settings.force, progress=progress)
+
+
+def _run_serial(plan: list[Job], settings: _Settings, model: SlimDemucs, report: _Report) -> None:
+    for job in plan:
+        try:
+            _enhance_one(job, settings, model, report.advance)
+        except _FAILURES as error:
+            report.finish(job, error)
+        else:
+            report.finish(job)
+
+
+# Several processes -------------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """What a worker process keeps between files."""
+
+    settings: _Settings
+    model: SlimDemucs
+    progress: Callable[[float], None]
+
+
+def _start_worker(settings: _Settings, stop: Any, ticks: Any) -> None:
+    """Run once in every process: it stops when the parent says so, not by the terminal's Ctrl-C, to clean up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+    def progress(seconds: float) -> None:
+        if stop.is_set():
+            raise ValueError("interrupted")
+        ticks.put(seconds)
+
+    _Worker.settings, _Worker.progress = settings, staticmethod(progress)
+    _Worker.model = load(settings.weights, device=settings.device)
+
+
+def _work(job: Job) -> None:
+    _Worker.progress(0.0)
+    _enhance_one(job, _Worker.settings, _Worker.model, _Worker.progress)
+
+
+def _run_parallel(plan: list[Job], settings: _Settings, workers: int, report: _Report) -> None:
+    context = multiprocessing.get_context("spawn")
+    stop, ticks = context.Event(), context.Queue()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, stop, ticks))
+    try:
+        futures: dict[Future[None], Job] = {pool.submit(_work, job): job for job in plan}
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.1)
+            report.advance(_drain(ticks))
+            for future in sorted(done, key=lambda f: plan.index(futures[f])):
+                error = future.exception()
+                if error is not None and not isinstance(error, _FAILURES):
+                    raise error
+                report.finish(futures[future], error)
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _drain(ticks: Any) -> float:
+    seconds = 0.0
+    while True:
+        try:
+            seconds += ticks.get_nowait()
+        except queue.Empty:
+            return seconds
