@@ -1,0 +1,40 @@
+"""``slimse demo``: hear and see what a model does at each UF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .. import checkpoint
+from ..demo import DemoRow, bundled_clip, check_plotting, run_demo
+
+
+def _table(rows: list[DemoRow]) -> Table:
+    table = Table()
+    for title in ("UF", "MACs/sample", "of UF 1", "seconds", "real-time factor"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        cost = f"{row.macs_per_sample:,.0f}", f"{row.share:.0%}"
+        table.add_row(f"{row.uf:g}", *cost, f"{row.seconds:.2f}", f"{row.real_time_factor:.3f}")
+    return table
+
+
+def demo(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Noisy file. Default: a bundled clip.")] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to write; made if it is missing.")
+    ] = Path("slimse-demo"),
+    weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.")] = checkpoint.DEFAULT,
+    force: Annotated[bool, typer.Option("--force", help="Replace files of an earlier demo.")] = False,
+) -> None:
+    """Write noisy and enhanced sound at each UF, and a picture of both, into a folder."""
+    check_plotting()
+    model = checkpoint.load(weights)
+    rows = run_demo(bundled_clip() if file is None else file, output, model, force=force)
+    console = Console()
+    console.print(_table(rows))
+    typer.echo(f"wrote noisy.wav, {', '.join(row.path.name for row in rows)} and demo.png into {output.absolute()}")

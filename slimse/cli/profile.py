@@ -1,0 +1,49 @@
+"""``slimse profile``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..checkpoint import load
+from ..models import PRESETS, SlimDemucs
+from ..profiling import ModelProfile
+from ..profiling import profile as measure
+
+
+def profile(
+    model: Annotated[str, typer.Argument(help="A preset, bundled weights, or a .safetensors file.")] = "paper",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what each width of a model costs: MACs by block, weights, latency."""
+    result = measure(SlimDemucs(PRESETS[model]) if model in PRESETS else load(model))
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    console = Console()
+    console.print(_table(result, model))
+    latency = "needs the whole signal" if result.latency_ms is None else f"{result.latency_ms:.1f} ms"
+    console.print(
+        f"{result.parameters:,} parameters; one frame is {result.hop} samples "
+        f"({1000 * result.hop / result.sample_rate:.1f} ms); algorithmic latency {latency}"
+    )
+
+
+def _table(result: ModelProfile, model: str) -> Table:
+    table = Table(title=f"{model}: multiply-accumulates per input sample")
+    table.add_column("block")
+    for width in result.widths:
+        table.add_column(f"UF {width.uf:g}", justify="right")
+    for block in result.widths[0].blocks:
+        table.add_row(block, *(f"{width.blocks[block]:,.0f}" for width in result.widths))
+    table.add_section()
+    table.add_row("total", *(f"{width.macs_per_sample:,.0f}" for width in result.widths))
+    widest = result.widths[-1].macs_per_sample
+    table.add_row("saving", *(f"{widest / width.macs_per_sample:.2f}x" for width in result.widths))
+    table.add_row("MMAC/s", *(f"{width.macs_per_sample * result.sample_rate / 1e6:,.0f}" for width in result.widths))
+    table.add_row("weight kB per frame", *(f"{width.weight_bytes_per_frame / 1000:,.0f}" for width in result.widths))
+    return table

@@ -1,0 +1,42 @@
+"""``slimse train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe of the package (backbone) or a .toml file.")],
+    data: Annotated[Path, typer.Option(help="Folder with speech/, noise/ and, if you have any, rir/.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for checkpoints, logs and weights; resumes what it holds.")
+    ],
+    valid: Annotated[Path | None, typer.Option(help="Folder with noisy/ and clean/ pairs to watch.")] = None,
+    init: Annotated[str | None, typer.Option(help="Weights to start from: a name or a .safetensors file.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the whole run; the learning rate's tail ends there.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Segments per step and process.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Lightning's precision, such as 32-true or bf16-mixed.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that mix.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and mixtures.")] = None,
+) -> None:
+    """Train a slimmable model on your own recordings, or go on with a run that was interrupted."""
+    try:
+        from ..training.config import TrainConfig
+        from ..training.module import train as run
+    except ModuleNotFoundError as error:
+        raise ValueError(f"training needs {error.name}: pip install 'slimse[train]'") from error
+    from ..checkpoint import load
+
+    config = TrainConfig.read(recipe).override(
+        steps=steps, batch=batch, rate=rate, precision=precision, workers=workers, seed=seed
+    )
+    initial = load(init).requires_grad_(True) if init else None
+    weights = run(config, data, out, valid, initial, progress=sys.stderr.isatty())
+    print(f"weights: {weights}")

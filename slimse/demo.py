@@ -1,0 +1,195 @@
+"""One noisy file at every UF: the sound, a picture of it, and what it costs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from .audio.enhance import block_length, enhance, enhance_file
+from .audio.files import AtomicWriter, read_blocks, read_info, read_tags
+from .models import SlimDemucs
+from .profiling import profile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+PICTURE_SECONDS = 60.0
+"""How much of a file the picture shows; its sound is written whole."""
+_WINDOW_SECONDS = 0.032
+_COLUMNS = 1200
+"""Most columns of a spectrogram, about as many as the picture has pixels across."""
+_RANGE_DB = 60.0
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One UF of a demo."""
+
+    uf: float
+    path: Path
+    """The enhanced file."""
+    macs_per_sample: float
+    share: float
+    """Of the MACs at UF 1.0."""
+    seconds: float
+    """That enhancing took, reading and writing included."""
+    real_time_factor: float
+    """``seconds`` over the length of the sound: below 1 is faster than real time."""
+
+
+def bundled_clip() -> Path:
+    """Return the clip that comes with the package; ``README.md`` beside it names its sources and licence."""
+    return Path(str(resources.files("slimse") / "assets" / "noisy.flac"))
+
+
+def check_plotting() -> None:
+    """Make sure that the picture can be drawn.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is missing; the message says what to install.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("the picture needs matplotlib: pip install 'slimse[plot]'", name="matplotlib")
+
+
+def run_demo(
+    source: str | os.PathLike[str], folder: str | os.PathLike[str], model: SlimDemucs, *, force: bool = False
+) -> list[DemoRow]:
+    """Write ``noisy.wav``, ``enhanced_uf*.wav`` per UF and ``demo.png`` into ``folder``.
+
+    Args:
+        source: noisy file of any rate and number of channels, which the outputs keep.
+        folder: made if it is missing.
+        model: what enhances, at all of its UFs.
+        force: replace files of these names.
+
+    Returns:
+        One row per UF, rising.
+
+    Raises:
+        FileNotFoundError: if there is no ``source``.
+        ValueError: if ``source`` cannot be read, or is one of the files to write.
+        FileExistsError: if a file to write exists, unless ``force``; nothing has been written then.
+        ModuleNotFoundError: if matplotlib is missing; nothing has been written then.
+    """
+    check_plotting()
+    source, folder = Path(source), Path(folder)
+    if not source.is_file():
+        raise FileNotFoundError(f"no such file: {source}")
+    info = read_info(source)
+    targets = {uf: folder / f"enhanced_uf{uf:g}.wav" for uf in model.config.ufs}
+    noisy, picture = folder / "noisy.wav", folder / "demo.png"
+    _check_targets(source, [noisy, *targets.values(), picture], force=force)
+    duration = _copy(source, noisy, force=force)
+    macs = {width.uf: width.macs_per_sample for width in profile(model).widths}
+    rows = []
+    for uf, target in targets.items():
+        # The first call at a UF prepares its weights; that must not count.
+        enhance(np.zeros((info.channels, info.sample_rate // 4), np.float32), info.sample_rate, uf, model=model)
+        start = time.perf_counter()
+        enhance_file(source, target, model, uf, force=force)
+        seconds = time.perf_counter() - start
+        rows.append(DemoRow(uf, target, macs[uf], macs[uf] / macs[1.0], seconds, seconds / duration))
+    draw(noisy, rows, picture, title=source.name)
+    return rows
+
+
+def _check_targets(source: Path, targets: Sequence[Path], *, force: bool) -> None:
+    for target in targets:
+        if target.resolve() == source.resolve():
+            raise ValueError(f"{source} is one of the files to write: choose another folder")
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} exists already (--force replaces it)")
+
+
+def _copy(source: Path, target: Path, *, force: bool) -> float:
+    """Write ``source`` as a WAV file and return its length in seconds, which a header may give wrongly."""
+    info = read_info(source)
+    samples = 0
+    with AtomicWriter(target, info, tags=read_tags(source), force=force) as writer:
+        for block in read_blocks(source, block_length(info.sample_rate, info.channels)):
+            writer.write(block)
+            samples += block.shape[1]
+        if not samples:
+            raise ValueError(f"{source}: the signal is empty: expected 1 sample or more")
+    return samples / info.sample_rate
+
+
+def spectrogram(signal: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
+    """Level of every time and frequency in dB, 0 dB being a sine at full scale.
+
+    Args:
+        signal: ``[n]``, 1 sample or more.
+        sample_rate: Hz.
+
+    Returns:
+        ``[frequencies, times]`` from 0 to half the sample rate, and from the first to the last sample. Windows last
+        32 ms and start every 8 ms, or less often where that would give more columns than a picture can show.
+    """
+    size = max(2 * round(_WINDOW_SECONDS * sample_rate / 2), 2)
+    hop = max(size // 4, -(-len(signal) // _COLUMNS), 1)
+    window = torch.hann_window(size)
+    # "constant" pads any length; "reflect" needs a signal longer than half a window.
+    bins = torch.stft(torch.from_numpy(signal), size, hop, window=window, pad_mode="constant", return_complex=True)
+    level = 20 * torch.log10(bins.abs() * (2 / window.sum()) + 1e-9)
+    return np.asarray(level.numpy(), dtype=np.float32)
+
+
+def draw(noisy: Path, rows: Sequence[DemoRow], picture: Path, *, title: str) -> None:
+    """Draw the spectrograms of the noisy and all enhanced files, one below the other, into a PNG file.
+
+    Args:
+        noisy: audio file.
+        rows: of the enhanced files, each as long as ``noisy``.
+        picture: file to write.
+        title: above all of them, usually the name of the noisy file.
+    """
+    # The object interface: pyplot would keep the figure, and pick a backend that may need a screen.
+    from matplotlib.figure import Figure
+
+    info = read_info(noisy)
+    shown = min(info.frames, round(PICTURE_SECONDS * info.sample_rate))
+    levels = [spectrogram(_start(path, shown), info.sample_rate) for path in (noisy, *(row.path for row in rows))]
+    # One scale for all, from what is loudest in the noisy file: only so can they be compared by eye.
+    top = 5.0 * np.ceil(np.percentile(levels[0], 99.9) / 5)
+    figure = Figure(figsize=(10, 0.9 + 1.75 * len(levels)), dpi=150, layout="constrained")
+    note = f", first {PICTURE_SECONDS:.0f} s" if shown < info.frames else ""
+    figure.suptitle(f"SlimSE: {title}{note}".replace("$", r"\$"), fontsize=12, fontweight="bold")
+    axes = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    extent = (0.0, shown / info.sample_rate, 0.0, info.sample_rate / 2000)
+    for axis, level in zip(axes, levels, strict=True):
+        image = _panel(axis, level, extent, top)
+    axes[0].set_title("noisy", loc="left", fontsize=10, fontweight="bold")
+    for axis, row in zip(axes[1:], rows, strict=True):
+        axis.set_title(f"UF {row.uf:g}", loc="left", fontsize=10, fontweight="bold")
+        axis.set_title(f"{row.macs_per_sample:,.0f} MACs/sample ({row.share:.0%})", loc="right", fontsize=10)
+    axes[-1].set_xlabel("time [s]")
+    figure.supylabel("frequency [kHz]", fontsize=10)
+    bar = figure.colorbar(image, ax=list(axes), pad=0.01, aspect=12 * len(levels))
+    bar.set_label("level [dB, 0 dB: sine at full scale]")
+    figure.savefig(picture, format="png")
+
+
+def _start(path: Path, samples: int) -> NDArray[np.float32]:
+    """Read the first ``samples`` samples of a file, as the mean of its channels."""
+    audio, _ = soundfile.read(path, frames=samples, dtype="float32", always_2d=True)
+    return np.asarray(audio.mean(axis=1), dtype=np.float32)
+
+
+def _panel(axis: Axes, level: NDArray[np.float32], extent: tuple[float, float, float, float], top: float) -> AxesImage:
+    axis.tick_params(labelsize=9)
+    return axis.imshow(
+        level, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - _RANGE_DB, vmax=top
+    )

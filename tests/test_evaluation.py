@@ -1,0 +1,289 @@
+"""`slimse.evaluation` and ``slimse evaluate``: scores, pairing, aggregation, files written."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from slimse import SlimDemucs
+from slimse.checkpoint import save
+from slimse.cli import app
+from slimse.evaluation import METRICS, check_metrics, evaluate_pairs, find_pairs, score
+from slimse.evaluation import metrics as metrics_module
+from slimse.profiling import profile
+
+MIXED = Path(__file__).parents[1].parent / "shared" / "data" / "valid" / "mixed"
+REAL = "028_3005_snr+10.flac"
+FAST = ("stoi", "si_sdr")
+"""Scores for the tests of everything around the scores."""
+
+has = {name: all(importlib.util.find_spec(m) for m in metric.modules) for name, metric in METRICS.items()}
+pytestmark = pytest.mark.skipif(not all(has.values()), reason="needs the packages of the train extra")
+real = pytest.mark.skipif(not MIXED.is_dir(), reason=f"needs the validation mixtures in {MIXED}")
+
+
+def speech_like(seconds: float = 1.5, rate: int = 16_000, seed: int = 0) -> np.ndarray:
+    """Harmonics of a gliding pitch, switched on and off as syllables are."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * rate)) / rate
+    pitch = 2 * np.pi * np.cumsum(120 + 30 * np.sin(2 * np.pi * 0.7 * time)) / rate
+    voice = sum(np.sin(k * pitch + rng.uniform(0, 6)) / k for k in range(1, 25))
+    return (0.05 * voice * np.clip(2 * np.sin(2 * np.pi * 3 * time), 0, 1)).astype(np.float32)
+
+
+def noisy_of(clean: np.ndarray, level: float = 0.03, seed: int = 1) -> np.ndarray:
+    return clean + level * np.random.default_rng(seed).standard_normal(len(clean)).astype(np.float32)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two pairs, one in a sub-folder and with another suffix."""
+    noisy, clean = tmp_path / "noisy", tmp_path / "clean"
+    for index, (name, suffix) in enumerate((("b", ".wav"), ("sub/a.1", ".flac"))):
+        signal = speech_like(seed=index)
+        for folder, audio, end in ((noisy, noisy_of(signal), suffix), (clean, signal, ".wav")):
+            path = folder / f"{name}{end}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, audio, 16_000)
+    (noisy / "list.csv").write_text("not audio")
+    (clean / "._b.wav").write_text("not audio either")
+    return noisy, clean
+
+
+@pytest.fixture(scope="module")
+def model() -> SlimDemucs:
+    torch.manual_seed(0)
+    return SlimDemucs("small").eval().requires_grad_(False)
+
+
+def test_clean_against_itself_is_the_best_score() -> None:
+    clean = speech_like()
+    values = score(clean, clean, ("pesq", "stoi", "estoi", "si_sdr")).values
+    assert values["pesq"] == pytest.approx(4.644, abs=0.001)
+    assert values["stoi"] == pytest.approx(1, abs=1e-4)
+    assert values["estoi"] == pytest.approx(1, abs=1e-4)
+    assert values["si_sdr"] > 100
+
+
+@pytest.mark.parametrize("name", ["stoi", "estoi", "si_sdr"])
+def test_more_noise_scores_worse(name: str) -> None:
+    clean = speech_like()
+    values = [score(noisy_of(clean, level), clean, [name]).values[name] for level in (0.001, 0.01, 0.05)]
+    assert values[0] > values[1] > values[2]
+
+
+def test_si_sdr_is_the_ratio_of_powers_and_ignores_scale_and_offset() -> None:
+    rng = np.random.default_rng(0)
+    clean, noise = rng.standard_normal((2, 160_000)).astype(np.float32)
+    noisy = clean + 0.1 * noise
+    value = score(noisy, clean, ["si_sdr"]).values["si_sdr"]
+    assert value == pytest.approx(20, abs=0.1)
+    assert score(3 * noisy + 5, clean, ["si_sdr"]).values["si_sdr"] == pytest.approx(value, abs=1e-3)
+
+
+@real
+def test_real_mixture_scores_as_computed_by_the_packages_themselves() -> None:
+    pesq, pystoi = pytest.importorskip("pesq"), pytest.importorskip("pystoi")
+    dnsmos = pytest.importorskip("speechmos.dnsmos")
+    noisy, clean = (soundfile.read(MIXED / kind / REAL, dtype="float32")[0] for kind in ("noisy", "clean"))
+    values = score(noisy, clean, METRICS).values
+    assert values["pesq"] == pytest.approx(pesq.pesq(16_000, clean, noisy, "wb"), abs=1e-6)
+    assert values["stoi"] == pytest.approx(pystoi.stoi(clean, noisy, 16_000), abs=1e-6)
+    assert values["estoi"] == pytest.approx(pystoi.stoi(clean, noisy, 16_000, extended=True), abs=1e-4)
+    better = score(0.5 * (noisy + clean), clean, ("pesq", "estoi")).values
+    assert 4.64 > better["pesq"] > values["pesq"] + 0.1 and better["estoi"] > values["estoi"]
+    expected = dnsmos.run(noisy, 16_000)
+    assert values["p808"] == pytest.approx(expected["p808_mos"], abs=1e-3)
+    assert values["ovrl"] == pytest.approx(expected["ovrl_mos"], abs=1e-3)
+
+
+def test_undefined_scores_are_nan_with_a_reason() -> None:
+    clean, silence = speech_like(), np.zeros(24_000, np.float32)
+    scores = score(noisy_of(silence), silence, ("pesq", "stoi", "si_sdr"))
+    assert all(math.isnan(value) for value in scores.values.values())
+    assert scores.excluded == dict.fromkeys(("pesq", "stoi", "si_sdr"), "the clean signal is silent")
+    assert score(silence, clean, ["pesq"]).excluded == {"pesq": "the estimate signal is silent"}
+    # A model that silences everything must not get away without a score where one is defined.
+    assert score(silence, clean, ["stoi", "si_sdr"]).excluded == {}
+    short = speech_like(0.2)
+    assert set(score(short, short, ("pesq", "stoi")).excluded) == {"pesq", "stoi"}
+
+
+def test_errors_of_pesq_itself_are_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "SILENCE", 0.0)
+    scores = score(speech_like(), np.zeros(24_000, np.float32), ["pesq"])
+    assert scores.excluded == {"pesq": "No utterances detected"}
+
+
+def test_wrong_signals_raise() -> None:
+    clean = speech_like(0.5)
+    with pytest.raises(ValueError, match=r"clean has shape \(7999,\).*\(8000,\)"):
+        score(clean, clean[:-1], ["si_sdr"])
+    with pytest.raises(ValueError, match="estimate has shape"):
+        score(np.full(100, np.nan, np.float32), clean[:100], ["si_sdr"])
+    with pytest.raises(ValueError, match="clean = None"):
+        score(clean, None, ["si_sdr"])
+
+
+def test_metric_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_metrics(["ovrl", "pesq", "pesq"]) == ("pesq", "ovrl")
+    with pytest.raises(ValueError, match="metrics = \\['wer'\\]: expected one or more of"):
+        check_metrics(["pesq", "wer"])
+    with pytest.raises(ValueError, match="expected one or more of"):
+        check_metrics([])
+    monkeypatch.setattr(metrics_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pystoi: pip install 'slimse\[train\]'"):
+        check_metrics(["stoi"])
+
+
+def test_pairs_match_by_relative_path_whatever_the_suffix(folders: tuple[Path, Path]) -> None:
+    pairs = find_pairs(*folders)
+    assert [pair.name for pair in pairs] == ["b", "sub/a.1"]
+    assert pairs[1].noisy == folders[0] / "sub" / "a.1.flac"
+    assert pairs[1].clean == folders[1] / "sub" / "a.1.wav"
+
+
+def test_pairs_that_do_not_match_raise(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    noisy, clean = folders
+    (clean / "b.wav").rename(clean / "c.wav")
+    with pytest.raises(ValueError, match=r"noisy/b\.wav.*clean/c\.wav.*no file of the same name"):
+        find_pairs(noisy, clean)
+    (noisy / "sub" / "a.1.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="differ in their suffix alone"):
+        find_pairs(noisy, clean)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no audio files"):
+        find_pairs(tmp_path / "empty", tmp_path / "empty")
+    with pytest.raises(ValueError, match="is not a folder"):
+        find_pairs(tmp_path / "none", clean)
+
+
+def test_report_has_the_noisy_input_and_every_uf(folders: tuple[Path, Path], model: SlimDemucs) -> None:
+    pairs = find_pairs(*folders)
+    done: list[int] = []
+    report = evaluate_pairs(pairs, model, metrics=FAST, jobs=1, progress=done.append)
+    assert done == [1, 2]
+    assert [(row.file, row.uf) for row in report.files] == [
+        (pair.name, uf) for pair in pairs for uf in (None, 0.125, 0.25, 0.5, 1.0)
+    ]
+    noisy, clean = (torch.from_numpy(soundfile.read(p, dtype="float32")[0]) for p in (pairs[1].noisy, pairs[1].clean))
+    enhanced = model(noisy[None, None], 0.25)[0, 0]
+    expected = score(enhanced.numpy(), clean.numpy(), FAST).values
+    assert report.files[7].scores.values == pytest.approx(expected, abs=1e-3)
+    means = report.means()
+    assert [row.uf for row in means] == [None, 0.125, 0.25, 0.5, 1.0]
+    assert [row.macs_per_sample for row in means] == [None, *(w.macs_per_sample for w in profile(model).widths)]
+    assert means[2].values["stoi"] == pytest.approx(
+        np.mean([row.scores.values["stoi"] for row in report.files if row.uf == 0.25])
+    )
+    assert report.notes() == []
+
+
+def test_excluded_files_are_counted_and_left_out_of_the_mean(folders: tuple[Path, Path]) -> None:
+    noisy, clean = folders
+    soundfile.write(noisy / "z.wav", noisy_of(np.zeros(16_000, np.float32)), 16_000)
+    soundfile.write(clean / "z.wav", np.zeros(16_000), 16_000)
+    report = evaluate_pairs(find_pairs(noisy, clean), None, metrics=("stoi",), jobs=1)
+    (mean,) = report.means()
+    assert mean.excluded == {"stoi": 1}
+    assert mean.values["stoi"] == pytest.approx(np.mean([row.scores.values["stoi"] for row in report.files[:2]]))
+    assert report.notes() == [
+        "STOI, noisy: 1 of 3 files excluded from the mean (1: the clean signal is silent)",
+    ]
+    assert report.to_dict()["files"][2]["stoi"] is None
+
+
+def test_processes_give_the_same_figures_in_the_same_order(folders: tuple[Path, Path], model: SlimDemucs) -> None:
+    pairs = find_pairs(*folders)
+    one, two = (evaluate_pairs(pairs, model, ufs=[0.5], metrics=["stoi"], jobs=jobs) for jobs in (1, 2))
+    assert one == two
+
+
+def test_files_at_other_rates_are_resampled(tmp_path: Path) -> None:
+    for kind, rate in (("noisy", 48_000), ("clean", 16_000)):
+        (tmp_path / kind).mkdir()
+        time = np.arange(rate) / rate
+        tone = 0.3 * np.sin(2 * np.pi * 440 * time)
+        soundfile.write(tmp_path / kind / "a.wav", np.stack([tone, tone], 1), rate, subtype="FLOAT")
+    report = evaluate_pairs(find_pairs(tmp_path / "noisy", tmp_path / "clean"), None, metrics=["si_sdr"], jobs=1)
+    assert report.files[0].scores.values["si_sdr"] > 30
+
+
+def test_pairs_of_different_lengths_and_broken_files_raise(folders: tuple[Path, Path]) -> None:
+    noisy, clean = folders
+    soundfile.write(clean / "b.wav", speech_like(1.0), 16_000)
+    with pytest.raises(ValueError, match=r"b\.wav has 24000 samples at 16000 Hz and .*b\.wav has 16000"):
+        evaluate_pairs(find_pairs(noisy, clean), None, metrics=FAST, jobs=1)
+    (clean / "b.wav").write_bytes(b"RIFF")
+    with pytest.raises(ValueError, match=r"clean/b\.wav: cannot be read"):
+        evaluate_pairs(find_pairs(noisy, clean), None, metrics=FAST, jobs=1)
+
+
+def test_wrong_arguments_raise(folders: tuple[Path, Path], model: SlimDemucs) -> None:
+    pairs = find_pairs(*folders)
+    with pytest.raises(ValueError, match=r"uf = 0\.3 is not one of this model's widths"):
+        evaluate_pairs(pairs, model, ufs=[0.3], metrics=FAST)
+    with pytest.raises(ValueError, match="jobs = 0"):
+        evaluate_pairs(pairs, model, metrics=FAST, jobs=0)
+    with pytest.raises(ValueError, match="there is no model"):
+        evaluate_pairs(pairs, None, ufs=[1.0], metrics=FAST)
+    with pytest.raises(ValueError, match="pairs is empty"):
+        evaluate_pairs([], model, metrics=FAST)
+
+
+def test_command_prints_a_table_and_writes_what_it_says(
+    folders: tuple[Path, Path], model: SlimDemucs, tmp_path: Path
+) -> None:
+    weights, table, data = tmp_path / "small.safetensors", tmp_path / "out.csv", tmp_path / "out.json"
+    save(model, weights)
+    options = ["--weights", str(weights), "--uf", "0.25", "--uf", "1", "--metrics", "si_sdr, stoi", "--jobs", "1"]
+    result = CliRunner().invoke(
+        app, ["evaluate", *map(str, folders), *options, "--csv", str(table), "--json", str(data)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "Means over 2 files" in result.stdout
+    assert "STOI" in result.stdout and "PESQ" not in result.stdout
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], row["uf"]) for row in rows[:3]] == [("b", "noisy"), ("b", "0.25"), ("b", "1.0")]
+    content = json.loads(data.read_text())
+    assert content["weights"] == str(weights)
+    assert content["config"] == model.config.to_dict()
+    assert content["versions"]["torch"] == torch.__version__
+    assert content["file_count"] == 2
+    assert [row["uf"] for row in content["means"]] == [None, 0.25, 1.0]
+    for row, entry in zip(rows, content["files"], strict=True):
+        assert float(row["stoi"]) == entry["stoi"]
+        assert float(row["si_sdr"]) == entry["si_sdr"]
+    assert float(rows[1]["macs_per_sample"]) == content["means"][1]["macs_per_sample"]
+
+
+def test_command_scores_the_noisy_input_alone_and_the_first_files(folders: tuple[Path, Path]) -> None:
+    options = ["--noisy-only", "--limit", "1", "--metrics", "stoi", "--jobs", "1"]
+    result = CliRunner().invoke(app, ["evaluate", *map(str, folders), *options])
+    assert result.exit_code == 0, result.output
+    assert "Means over 1 file " in result.stdout
+    assert "noisy" in result.stdout and "0.25" not in result.stdout
+
+
+def test_command_says_what_is_wrong(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    run = CliRunner()
+    both = ["evaluate", *map(str, folders), "--metrics", "stoi"]
+    missing = run.invoke(app, [*both, "--noisy-only", "--csv", str(tmp_path / "no" / "out.csv")])
+    assert missing.exit_code == 2 and "not a folder" in missing.stderr
+    contradiction = run.invoke(app, [*both, "--noisy-only", "--uf", "1"])
+    assert contradiction.exit_code == 2 and "without --uf" in contradiction.stderr
+    (folders[1] / "b.wav").unlink()
+    lonely = run.invoke(app, [*both, "--noisy-only"])
+    assert lonely.exit_code == 2 and "b.wav" in lonely.stderr
+    absent = run.invoke(app, [*both[:3], "--weights", str(tmp_path / "none.safetensors")])
+    assert absent.exit_code == 2
