@@ -1,0 +1,180 @@
+"""The recipe learns, resumes exactly, and writes weights that load."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import slimse
+from slimse import SlimDemucs
+
+pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
+
+from slimse.training.config import TrainConfig, recipe_names
+from slimse.training.losses import EnhancementLoss
+from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
+from slimse.training.module import SlimmableBackbone, train
+
+CONFIG = TrainConfig(
+    preset="small",
+    seconds=0.5,
+    batch=3,
+    narrow_batch=2,
+    steps=6,
+    every=3,
+    warmup=2,
+    precision="32-true",
+    workers=0,
+    ema=0.5,
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Buzzes for speech, noise for noise, a decaying room; noisy and clean pairs to validate on."""
+    rng = np.random.default_rng(0)
+    time = np.arange(16_000) / 16_000
+    for speaker in ("a", "b"):
+        for clip in range(2):
+            buzz = np.sign(np.sin(2 * np.pi * rng.uniform(90, 200) * time)) * (np.sin(2 * np.pi * 3 * time) > 0)
+            write(tmp_path / "train" / "speech" / speaker / f"{clip}.wav", 0.1 * buzz)
+    write(tmp_path / "train" / "noise" / "hiss.flac", 0.1 * rng.standard_normal(16_000))
+    write(
+        tmp_path / "train" / "rir" / "room.wav", 0.3 * rng.standard_normal(4000) * np.exp(-np.arange(4000) / 500), 8000
+    )
+    for name in ("1.wav", "2.wav"):
+        clean = 0.1 * np.sin(2 * np.pi * 200 * time)
+        write(tmp_path / "valid" / "clean" / name, clean)
+        write(tmp_path / "valid" / "noisy" / name, clean + 0.05 * rng.standard_normal(16_000))
+    return tmp_path
+
+
+def write(path, audio, rate=16_000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, audio.astype(np.float32), rate)
+
+
+def mixer(data, **changes):
+    speech, noise = (Bank.load(data / "train" / kind, 16_000) for kind in ("speech", "noise"))
+    rooms = load_rooms(data / "train" / "rir", 16_000)
+    return Mixer(speech, noise, rooms, **{"length": 8000, "size": 40, "seed": 1, **changes})
+
+
+def test_items_depend_on_seed_and_index_alone(data):
+    first, again, later = mixer(data), mixer(data), mixer(data, offset=3)
+    assert torch.equal(first[5][0], again[5][0])
+    assert torch.equal(first[5][1], later[2][1])
+    assert not torch.equal(first[5][0], first[6][0])
+    assert not torch.equal(first[5][0], mixer(data, seed=2)[5][0])
+
+
+def test_mixtures_keep_their_promises(data):
+    recipe = Recipe(clean=0.2, noise_only=0.2)
+    kinds = {"clean": 0, "noise only": 0, "mixed": 0}
+    for noisy, clean in (mixer(data, recipe=recipe)[index] for index in range(40)):
+        assert noisy.shape == clean.shape == (1, 8000)
+        assert noisy.dtype == clean.dtype == torch.float32
+        assert noisy.abs().max() <= 0.991
+        level = 20 * np.log10(rms(noisy.numpy()))
+        assert level < recipe.level_high + 0.1
+        assert level > recipe.level_low - 0.1 or noisy.abs().max() > 0.98
+        kinds["noise only" if not clean.any() else "clean" if torch.equal(noisy, clean) else "mixed"] += 1
+    assert min(kinds.values()) > 0
+
+
+def test_rooms_start_at_their_peak_and_keep_the_energy(data):
+    (room,) = load_rooms(data / "train" / "rir", 16_000)
+    assert np.abs(room).argmax() == 0
+    assert np.linalg.norm(room) == pytest.approx(1, rel=1e-4)
+
+
+def test_a_bank_without_audio_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no audio files below"):
+        Bank.load(tmp_path, 16_000)
+
+
+def test_loss_is_zero_for_the_clean_signal_and_blind_to_level():
+    loss = EnhancementLoss()
+    clean, noise = 0.1 * torch.randn(2, 1, 4000), 0.1 * torch.randn(2, 1, 4000)
+    noisy = clean + noise
+    assert loss(clean, clean, noisy) == pytest.approx(0, abs=1e-6)
+    half, whole = loss(clean + 0.5 * noise, clean, noisy), loss(noisy, clean, noisy)
+    assert 0 < half < whole
+    assert loss(0.01 * noisy, 0.01 * clean, 0.01 * noisy) == pytest.approx(float(whole), rel=1e-4)
+
+
+def test_loss_has_a_finite_gradient_at_silence():
+    estimate = torch.zeros(1, 1, 4000, requires_grad=True)
+    EnhancementLoss()(estimate, torch.zeros(1, 1, 4000), torch.zeros(1, 1, 4000)).backward()
+    assert estimate.grad.isfinite().all()
+
+
+def test_a_step_trains_every_width():
+    torch.manual_seed(1)
+    module = SlimmableBackbone(CONFIG, SlimDemucs("small"))
+    calls = []
+    handle = module.model.register_forward_pre_hook(lambda _, args: calls.append((args[1], args[0].shape[0])))
+    noisy = 0.1 * torch.randn(3, 1, 4000)
+    module.log = lambda *_, **__: None
+    module.training_step((noisy, 0.5 * noisy), 0).backward()
+    handle.remove()
+    assert calls[0] == (1.0, 3)
+    assert calls[1] == (0.125, 2)
+    assert calls[2][0] in (0.25, 0.5)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.model.parameters())
+
+
+def test_training_learns_resumes_exactly_and_writes_weights(data):
+    whole = train(CONFIG, data / "train", data / "whole", data / "valid", progress=False)
+    # The same run, cut after the first three steps and taken up again.
+    train(CONFIG.override(steps=3, decay=0.0), data / "train", data / "cut", data / "valid", progress=False)
+    assert sorted(path.name for path in (data / "cut").glob("*.ckpt")) == ["last.ckpt"]
+    resumed = train(CONFIG, data / "train", data / "cut", data / "valid", progress=False)
+    one, other = slimse.load(whole), slimse.load(resumed)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    torch.manual_seed(CONFIG.seed)
+    start = SlimDemucs("small")
+    loss = EnhancementLoss()
+    with torch.no_grad():
+        pairs = [tuple(torch.stack(part) for part in zip(*(mixer(data)[i] for i in range(8)), strict=True))]
+        losses = [
+            sum(float(loss(model(n, uf), c, n)) for n, c in pairs for uf in (0.125, 1.0)) for model in (start, one)
+        ]
+    assert losses[1] < losses[0]
+    log = next((data / "whole" / "logs").rglob("metrics.csv")).read_text()
+    assert "valid/si_sdr/0.125" in log
+
+
+def test_fine_tuning_starts_from_given_weights(data):
+    torch.manual_seed(5)
+    initial = SlimDemucs("small")
+    path = train(
+        CONFIG.override(steps=1, every=1, rate=1e-9, ema=0.0),
+        data / "train",
+        data / "tuned",
+        None,
+        initial,
+        progress=False,
+    )
+    tuned = slimse.load(path).state_dict()
+    for name, tensor in initial.state_dict().items():
+        assert torch.allclose(tuned[name], tensor, atol=1e-5), name
+
+
+def test_recipes_are_read_and_checked(tmp_path):
+    assert "backbone" in recipe_names()
+    assert TrainConfig.read("backbone").preset == "paper"
+    with pytest.raises(ValueError, match=r"one of.*backbone"):
+        TrainConfig.read("nothing")
+    for text, message in (
+        ("stpes = 3", "stpes"),
+        ("[mixing]\nbable = 1.0", r"mixing\.bable"),
+        ("batch = 0", "batch = 0"),
+        ("narrow_batch = 99", "narrow_batch = 99"),
+        ("ema = 1.0", "ema = 1.0"),
+        ('preset = "big"', "preset = 'big'"),
+    ):
+        (tmp_path / "bad.toml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            TrainConfig.read(tmp_path / "bad.toml")
