@@ -1,5 +1,7 @@
 """The recipe learns, resumes exactly, and writes weights that load."""
 
+import types
+
 import numpy as np
 import pytest
 import soundfile
@@ -124,6 +126,18 @@ def test_a_step_trains_every_width():
     assert all(parameter.grad.abs().sum() > 0 for parameter in module.model.parameters())
 
 
+def test_narrow_widths_can_take_turns():
+    calls = set()
+    for step in range(2):
+        module = SlimmableBackbone(CONFIG.override(narrow_widths=1), SlimDemucs("small"))
+        module.log = lambda *_, **__: None
+        module._trainer = types.SimpleNamespace(global_step=step)
+        module.model.register_forward_pre_hook(lambda _, args: calls.add(args[1]))
+        module.training_step((torch.randn(3, 1, 1000), torch.randn(3, 1, 1000)), 0)
+    assert {0.125, 1.0} < calls
+    assert calls & {0.25, 0.5}
+
+
 def test_training_learns_resumes_exactly_and_writes_weights(data):
     whole = train(CONFIG, data / "train", data / "whole", data / "valid", progress=False)
     # The same run, cut after the first three steps and taken up again.
@@ -172,6 +186,7 @@ def test_recipes_are_read_and_checked(tmp_path):
         ("[mixing]\nbable = 1.0", r"mixing\.bable"),
         ("batch = 0", "batch = 0"),
         ("narrow_batch = 99", "narrow_batch = 99"),
+        ("narrow_widths = 3", "narrow_widths = 3"),
         ("ema = 1.0", "ema = 1.0"),
         ('preset = "big"', "preset = 'big'"),
     ):

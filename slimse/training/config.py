@@ -23,9 +23,9 @@ class TrainConfig:
     batch: int = 8
     """Segments per step and process."""
     narrow_batch: int = 4
-    """How many of them the smallest and the random width see."""
-    random_widths: int = 1
-    """Widths drawn per step besides the smallest and the largest."""
+    """How many of them a narrow width sees."""
+    narrow_widths: int = 2
+    """Narrow widths per step besides the widest: 1 takes turns between the smallest and a random one, 2 runs both."""
     distill: float = 0.3
     """Weight of the L1 distance of a narrow width's output from the widest one's."""
     spectral: float = 1.0
@@ -35,7 +35,7 @@ class TrainConfig:
     steps: int = 5000
     """Optimiser steps of the whole run, resumed parts included."""
     rate: float = 1e-3
-    """Peak learning rate (see `MuonAdamW`)."""
+    """Peak learning rate of AdamW."""
     warmup: int = 200
     """Steps of linear warm-up."""
     decay: float = 0.3
@@ -61,6 +61,8 @@ class TrainConfig:
         for name in ("seconds", "batch", "narrow_batch", "steps", "rate", "clip", "every", "valid_items"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
+        if self.narrow_widths not in (1, 2):
+            raise ValueError(f"narrow_widths = {self.narrow_widths!r}: expected 1 or 2")
         if self.narrow_batch > self.batch:
             raise ValueError(f"narrow_batch = {self.narrow_batch}: expected at most batch = {self.batch}")
         for name in ("decay", "ema"):

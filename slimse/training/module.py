@@ -22,7 +22,6 @@ from ..models import PRESETS, SlimDemucs
 from .config import TrainConfig
 from .losses import EnhancementLoss
 from .mixing import Bank, Mixer, load_rooms
-from .optimizer import MuonAdamW
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -30,7 +29,7 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 class SlimmableBackbone(lightning.LightningModule):
     """Trains all widths of a `SlimDemucs` together.
 
-    Every step runs the widest UF on the whole batch, and the smallest and ``random_widths`` others on a part of it;
+    Every step runs the widest UF on the whole batch, and the smallest, a random one between, or both on a part of it;
     the narrow ones learn from the clean signal and from the widest one's output.
 
     Args:
@@ -51,9 +50,11 @@ class SlimmableBackbone(lightning.LightningModule):
         loss = self.loss(wide, clean, noisy)
         self.log(f"train/{ufs[-1]}", loss.detach())
         rng = np.random.default_rng([config.seed, self.global_step])
-        between = rng.choice(ufs[1:-1], config.random_widths).tolist() if len(ufs) > 2 else []
+        narrow_ufs = [ufs[0], float(rng.choice(ufs[1:-1] or ufs[:1]))] if len(ufs) > 1 else []
+        if config.narrow_widths == 1:
+            narrow_ufs = narrow_ufs[self.global_step % 2 :][:1]
         # A different part of the batch for each, so that no item is left to the widest width alone for long.
-        for uf in [*ufs[:1], *between] if len(ufs) > 1 else []:
+        for uf in narrow_ufs:
             part = torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])
             some_noisy, some_clean = noisy[part], clean[part]
             narrow = self.model(some_noisy, uf)
@@ -73,9 +74,11 @@ class SlimmableBackbone(lightning.LightningModule):
             self.log(f"valid/loss/{uf}", self.loss(enhanced, clean, noisy), batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """Muon and AdamW; linear warm-up, a plateau, and a tail down to zero."""
+        """AdamW; linear warm-up, a plateau, and a tail down to zero."""
         config = self.config
-        optimizer = MuonAdamW(self.model.named_parameters(), config.rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_factor(config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
