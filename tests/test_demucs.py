@@ -178,6 +178,17 @@ def test_wrong_state_dicts_are_refused():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@torch.no_grad()
+def test_untrained_weights_are_a_rough_copy_at_every_width(relative_error):
+    """Up to 2 kHz; what the interpolation between samples takes away grows with the frequency."""
+    time = torch.arange(4000) / 16_000
+    noisy = 0.05 * sum(torch.sin(2 * torch.pi * f * time + f) for f in (110.0, 500.0, 1999.0))[None, None]
+    for name in ("paper", "dns48"):
+        model = SlimDemucs(name)
+        for uf in model.config.ufs:
+            assert relative_error(model(noisy, uf)[..., 500:-500], noisy[..., 500:-500]) < 0.1
+
+
 # Costs -----------------------------------------------------------------------------------------------------------
 
 

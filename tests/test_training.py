@@ -90,6 +90,14 @@ def test_rooms_start_at_their_peak_and_keep_the_energy(data):
     assert np.linalg.norm(room) == pytest.approx(1, rel=1e-4)
 
 
+def test_many_voices_outweigh_a_long_recording_of_one(tmp_path):
+    for speaker in range(9):
+        write(tmp_path / "many" / str(speaker) / "1.wav", 0.1 * np.ones(1000))
+    write(tmp_path / "one" / "1.wav", 0.1 * np.ones(9000))
+    many, one = Bank.load(tmp_path, 16_000).weights
+    assert many == pytest.approx(3 * one)
+
+
 def test_a_bank_without_audio_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no audio files below"):
         Bank.load(tmp_path, 16_000)

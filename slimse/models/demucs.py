@@ -12,6 +12,7 @@ from ..nn import DecoderBlock, EncoderBlock, GroupedGRU, SincDownsample, SincUps
 from ..nn.resample import LOOKAHEAD
 from ..width import UF, FrameMap, Schedule
 from .config import PRESETS, SlimDemucsConfig
+from .initial import initialise
 from .plain import PlainDemucs
 
 
@@ -86,20 +87,7 @@ class SlimDemucs(nn.Module):
             self.bottleneck = GroupedGRU(c(config.depth), config.groups)
         else:
             self.bottleneck = SlimLSTMStack(c(config.depth), config.rnn_layers, bidirectional=not config.causal)
-        self._rescale_initial_weights()
-
-    @torch.no_grad()
-    def _rescale_initial_weights(self, reference: float = 0.1) -> None:
-        """Pull the deviation of every convolution's first weights towards ``reference`` (arXiv 2006.12847, 3.2).
-
-        Without normalisation layers, PyTorch's default makes the deep levels start out nearly silent or too loud.
-        Biases start at zero (this project's choice), or they would drown quiet recordings.
-        """
-        for block in [*self.encoder, *self.decoder]:
-            for kind in ("conv", "glu"):
-                weight, bias = block.get_parameter(f"{kind}_weight"), block.get_parameter(f"{kind}_bias")
-                weight.div_((weight.std() / reference).sqrt())
-                bias.zero_()
+        initialise(self)
 
     # Sizes -----------------------------------------------------------------------------------------------------
 

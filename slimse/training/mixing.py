@@ -28,8 +28,8 @@ AUDIO_SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 class Bank:
     """Recordings held in memory as 16-bit integers, grouped by folder.
 
-    A group's share of the draws is the square root of its length: long collections of one speaker do not drown
-    short ones of many.
+    A group's share of the draws is the root of its length times its number of folders (usually speakers): long
+    collections of one voice do not drown short ones of many, or the network takes other voices for noise.
     """
 
     clips: list[NDArray[np.int16]]
@@ -59,8 +59,10 @@ class Bank:
             clips = list(pool.map(read, files))
         names = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
         groups = [np.array([i for i, n in enumerate(names) if n == name]) for name in sorted(set(names))]
-        lengths = np.array([sum(len(clips[i]) for i in group) for group in groups], dtype=np.float64)
-        return cls(clips, groups, np.sqrt(lengths) / np.sqrt(lengths).sum())
+        lengths = [sum(len(clips[i]) for i in group) for group in groups]
+        folders = [len({files[i].parent for i in group}) for group in groups]
+        weights = np.sqrt(np.array(lengths, dtype=np.float64) * folders)
+        return cls(clips, groups, weights / weights.sum())
 
     def draw(self, rng: Generator, length: int) -> Signal:
         """A random stretch of ``length`` samples, out of one group; short clips follow each other after a pause."""
@@ -123,10 +125,10 @@ class Recipe:
     """The noise is 3 to 6 talkers from the training speech."""
     coloured: float = 0.1
     """The noise is synthetic."""
-    second_noise: float = 0.3
-    speed: float = 0.5
+    second_noise: float = 0.2
+    speed: float = 0.3
     """Speech played 0.88 to 1.14 times as fast, with its pitch: more speakers than there are."""
-    room: float = 0.25
+    room: float = 0.15
     """Speech in a room; the target keeps the room."""
     equalise: float = 0.3
     low_pass: float = 0.08
