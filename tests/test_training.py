@@ -16,6 +16,7 @@ from slimse.training.config import TrainConfig, recipe_names
 from slimse.training.losses import EnhancementLoss
 from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
 from slimse.training.module import SlimmableBackbone, train
+from slimse.training.optimizer import MuonAdamW, orthogonalise
 
 CONFIG = TrainConfig(
     preset="small",
@@ -117,6 +118,34 @@ def test_loss_has_a_finite_gradient_at_silence():
     estimate = torch.zeros(1, 1, 4000, requires_grad=True)
     EnhancementLoss()(estimate, torch.zeros(1, 1, 4000), torch.zeros(1, 1, 4000)).backward()
     assert estimate.grad.isfinite().all()
+
+
+def test_muon_orthogonalises_and_biases_take_adamw():
+    for shape in ((6, 20), (20, 6), (3, 8, 8)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)).float())
+        assert values.min() > 0.5
+        assert values.max() < 1.4
+    layer = torch.nn.Linear(8, 4)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    optimizer = MuonAdamW(layer.named_parameters(), 0.01, weight_decay=0.0)
+    layer(torch.randn(5, 8)).square().sum().backward()
+    optimizer.step()
+    change = (layer.weight - weight).detach()
+    # The size of AdamW's usual update, 0.2 per element of the longer side's root, whatever the gradient's scale.
+    assert change.norm() / (0.01 * 0.2 * 8**0.5 * 4**0.5) == pytest.approx(1, rel=0.3)
+    assert float((layer.bias - bias).abs().max()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_muon_learns_gates_and_groups_as_matrices():
+    weight = torch.nn.Parameter(torch.randn(8, 2, 8))
+    optimizer = MuonAdamW([("glu_weight", weight)], 1.0, weight_decay=0.0)
+    before = weight.detach().clone()
+    weight.grad = torch.randn(8, 2, 8)
+    optimizer.step()
+    for gate in range(2):
+        values = torch.linalg.svdvals((weight.detach() - before)[:, gate] / (0.2 * 8**0.5))
+        assert values.min() > 0.4
+        assert values.max() < 1.4
 
 
 def test_a_step_trains_every_width():

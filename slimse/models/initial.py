@@ -37,7 +37,7 @@ def _begin_as_identity(model: SlimDemucs) -> None:
     """Let four hidden units of the outermost blocks pass the signal on, so that every width begins as a rough copy.
 
     From random weights, hundreds of steps go into learning to reproduce the input through ReLUs and gates before any
-    noise is removed. Two samples of every stride, half a stride apart, go through one ReLU each way up and down, an open
+    noise is removed. Two samples of every stride, half a stride apart, go through two ReLUs of opposite sign, an open
     gate, the skip, and another open gate; the last convolution interpolates between them, and the down-sampling
     filters take away what is too high. The units are among those of the narrowest width, and train like all others.
     """

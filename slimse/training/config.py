@@ -34,8 +34,8 @@ class TrainConfig:
     """Weight of 1 dB of waveform error in the enhancement loss."""
     steps: int = 5000
     """Optimiser steps of the whole run, resumed parts included."""
-    rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    rate: float = 2e-3
+    """Peak learning rate (see `MuonAdamW`)."""
     warmup: int = 200
     """Steps of linear warm-up."""
     decay: float = 0.3

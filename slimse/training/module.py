@@ -22,6 +22,7 @@ from ..models import PRESETS, SlimDemucs
 from .config import TrainConfig
 from .losses import EnhancementLoss
 from .mixing import Bank, Mixer, load_rooms
+from .optimizer import MuonAdamW
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -74,11 +75,9 @@ class SlimmableBackbone(lightning.LightningModule):
             self.log(f"valid/loss/{uf}", self.loss(enhanced, clean, noisy), batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; linear warm-up, a plateau, and a tail down to zero."""
+        """Muon and AdamW; linear warm-up, a plateau, and a tail down to zero."""
         config = self.config
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
+        optimizer = MuonAdamW(self.model.named_parameters(), config.rate, weight_decay=config.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_factor(config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,0 +1,99 @@
+"""Muon for matrices, AdamW for the rest, in one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Approximately the nearest semi-orthogonal matrix of each of ``[..., m, n]``, by Newton-Schulz steps in bf16.
+
+    Source: Muon (K. Jordan et al., 2024); the coefficients of its quintic iteration are chosen for speed, and leave
+    singular values between about 0.7 and 1.2, which is as good as 1 for an update.
+    """
+    x = matrix.to(torch.bfloat16)
+    wide = x.shape[-2] <= x.shape[-1]
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x if wide else x.mT
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon on weights, AdamW on biases. Of a weight's three axes, the shortest one counts matrices (gates, groups).
+
+    Muon's updates are scaled to the size that AdamW's usually have (0.2 per element), so that one learning rate
+    serves both. `torch.optim.Muon` takes no third axis, and Lightning no second optimizer, hence this class.
+
+    Args:
+        parameters: what to train, with names; those with ``bias`` in the name are biases.
+        lr: learning rate.
+        momentum: of Muon, Nesterov's.
+        betas: of AdamW.
+        weight_decay: decoupled, on the matrices alone.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.01,
+    ) -> None:
+        named = list(parameters)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in named if "bias" not in name], "matrices": True},
+            {"params": [p for name, p in named if "bias" in name], "matrices": False},
+        ]
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay}
+        super().__init__([group for group in groups if group["params"]], defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    (self._muon if group["matrices"] else self._adamw)(parameter, group)
+        return loss
+
+    def _muon(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(gradient)
+        state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(state["momentum"], group["momentum"])
+        if update.ndim == 3:
+            count = update.shape.index(min(update.shape))
+            matrices = update.movedim(count, 0)
+            update, shape = orthogonalise(matrices).movedim(0, count), matrices.shape[1:]
+        else:
+            update, shape = orthogonalise(update), update.shape
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+    def _adamw(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["steps"] = 0
+            state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["steps"] += 1
+        first, second = group["betas"]
+        state["mean"].lerp_(gradient, 1 - first)
+        state["square"].lerp_(gradient.square(), 1 - second)
+        mean = state["mean"] / (1 - first ** state["steps"])
+        square = state["square"] / (1 - second ** state["steps"])
+        parameter.add_(mean / (square.sqrt() + 1e-8), alpha=-group["lr"])
