@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from .models import SlimDemucs, SlimDemucsConfig
 
@@ -42,7 +42,8 @@ def save(
     metadata = {"config": json.dumps(model.config.to_dict()), "notes": json.dumps(dict(notes or {}))}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        save_file(tensors, temporary, metadata)
+        # Written here and not by safetensors, which makes files that only their owner can read.
+        temporary.write_bytes(serialise(tensors, metadata))
         os.replace(temporary, path)
 
 
