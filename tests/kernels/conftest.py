@@ -1,0 +1,58 @@
+"""Kernels run on a GPU where there is one, else in Triton's interpreter, chosen before they are imported."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def device() -> str:
+    """Where kernels can run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bfloat16 as the integers of its bits, and multiplies those: widen them first."""
+    if torch.cuda.is_available():
+        return
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    original = InterpreterBuilder.create_dot
+
+    def widen(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: object) -> TensorHandle:
+        return original(self, widen(a), widen(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """Every `torch.empty` is full of NaN, so that what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def distance() -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """Norm of a difference over the norm of what is expected, or over 1 where that is zero; NaN stays NaN."""
+
+    def measure(actual: torch.Tensor, expected: torch.Tensor) -> float:
+        assert actual.shape == expected.shape
+        scale = float(expected.double().norm()) or 1.0
+        return float((actual.double() - expected.double()).norm()) / scale
+
+    return measure
