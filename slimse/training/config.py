@@ -30,7 +30,7 @@ class TrainConfig:
     """Weight of the L1 distance of a narrow width's output from the widest one's."""
     spectral: float = 1.0
     """Weight of the STFT part of the enhancement loss."""
-    error_level: float = 0.03
+    error_level: float = 0.05
     """Weight of 1 dB of waveform error in the enhancement loss."""
     steps: int = 5000
     """Optimiser steps of the whole run, resumed parts included."""
@@ -43,7 +43,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     """Gradient norm limit."""
-    ema: float = 0.995
+    ema: float = 0.99
     """Decay per step of the averaged weights, which are those that are validated and exported."""
     every: int = 250
     """Steps between validations and checkpoints."""

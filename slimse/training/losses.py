@@ -29,7 +29,7 @@ class EnhancementLoss(nn.Module):
         resolutions: tuple[int, ...] = (256, 512, 1024),
         compression: float = 0.3,
         spectral: float = 1.0,
-        error_level: float = 0.03,
+        error_level: float = 0.05,
     ) -> None:
         super().__init__()
         self.compression, self.spectral, self.error_level = compression, spectral, error_level

@@ -63,7 +63,7 @@ class SlimmableBackbone(lightning.LightningModule):
             teacher = ((narrow - wide[part].detach()).float() / level).abs().mean()
             own = self.loss(narrow, some_clean, some_noisy)
             self.log(f"train/{uf}", own.detach())
-            loss = loss + (own + config.distill * teacher) * (config.narrow_batch / config.batch)
+            loss = loss + own + config.distill * teacher
         return loss
 
     def validation_step(self, batch: Pair, index: int) -> None:
