@@ -13,7 +13,7 @@ from slimse import SlimDemucs
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
 from slimse.training.config import TrainConfig, recipe_names
-from slimse.training.losses import EnhancementLoss
+from slimse.training.losses import EnhancementLoss, LoudnessDistance
 from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
 from slimse.training.module import SlimmableBackbone, train
 from slimse.training.optimizer import MuonAdamW, orthogonalise
@@ -120,6 +120,24 @@ def test_loss_has_a_finite_gradient_at_silence():
     estimate = torch.zeros(1, 1, 4000, requires_grad=True)
     EnhancementLoss()(estimate, torch.zeros(1, 1, 4000), torch.zeros(1, 1, 4000)).backward()
     assert estimate.grad.isfinite().all()
+
+
+def test_loudness_distance_hears_what_ears_hear():
+    rng = torch.Generator().manual_seed(0)
+    tones = torch.arange(16_000) / 16_000 * torch.tensor([[300.0], [3000.0], [60.0]])
+    clean = torch.sin(2 * torch.pi * tones[:1]) + 1e-4 * torch.randn(1, 16_000, generator=rng)
+    distance, floor = LoudnessDistance(), torch.full((1, 1), 1e-3)
+
+    assert distance(clean, clean, floor) < 1e-2
+    assert distance(0.97 * clean, clean, floor) < 1e-2  # masked
+    noise = torch.randn(1, 16_000, generator=rng)
+    little, much = (float(distance(clean + level * noise, clean, floor)) for level in (0.05, 0.2))
+    assert 0.05 < little < much
+    assert distance(1e-3 * (clean + 0.2 * noise), 1e-3 * clean, 1e-3 * floor) == pytest.approx(much, rel=1e-4)
+    # At 29 dB SPL a tone is heard at 3 kHz, and hardly at 60 Hz.
+    middle, low = (float(distance(clean + 3e-3 * torch.sin(2 * torch.pi * t), clean, floor)) for t in tones[1:])
+    assert middle > 2 * low
+    assert torch.isfinite(distance(noise, 0 * clean, floor)).all()
 
 
 def test_muon_orthogonalises_and_biases_take_adamw():

@@ -32,6 +32,8 @@ class TrainConfig:
     """Weight of the STFT part of the enhancement loss."""
     error_level: float = 0.05
     """Weight of 1 dB of waveform error in the enhancement loss."""
+    loudness: float = 0.5
+    """Weight of the loudness distance in the enhancement loss."""
     steps: int = 5000
     """Optimiser steps of the whole run, resumed parts included."""
     rate: float = 2e-3

@@ -41,7 +41,7 @@ class SlimmableBackbone(lightning.LightningModule):
     def __init__(self, config: TrainConfig, model: SlimDemucs) -> None:
         super().__init__()
         self.config, self.model = config, model
-        self.loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level)
+        self.loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level, loudness=config.loudness)
 
     def training_step(self, batch: Pair, index: int) -> Tensor:
         """Sum of the losses of the widths of this step."""
