@@ -144,8 +144,15 @@ def test_muon_learns_gates_and_groups_as_matrices():
     before = weight.detach().clone()
     weight.grad = torch.randn(8, 2, 8)
     optimizer.step()
-    for gate in range(2):
-        values = torch.linalg.svdvals((weight.detach() - before)[:, gate] / (0.2 * 8**0.5))
+    matrices = [*(weight.detach() - before).unbind(1)]
+    grouped = torch.nn.Parameter(torch.randn(4, 5, 3, 6))
+    optimizer = MuonAdamW([("weight_hh", grouped)], 1.0, weight_decay=0.0)
+    before = grouped.detach().clone()
+    grouped.grad = torch.randn(4, 5, 3, 6)
+    optimizer.step()
+    matrices += [*(grouped.detach() - before).flatten(1, 2)]
+    for matrix in matrices:
+        values = torch.linalg.svdvals(matrix / (0.2 * max(matrix.shape) ** 0.5))
         assert values.min() > 0.4
         assert values.max() < 1.4
 

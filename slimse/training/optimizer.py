@@ -26,7 +26,9 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon on weights, AdamW on biases. Of a weight's three axes, the shortest one counts matrices (gates, groups).
+    """Muon on weights, AdamW on biases. Of a weight's three axes, the shortest one counts matrices (gates).
+
+    Of four axes (a grouped GRU's) the first counts matrices, whose rows are those of all units and gates.
 
     Muon's updates are scaled to the size that AdamW's usually have (0.2 per element), so that one learning rate
     serves both. `torch.optim.Muon` takes no third axis, and Lightning no second optimizer, hence this class.
@@ -75,7 +77,10 @@ class MuonAdamW(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(gradient)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
         update = gradient.lerp(state["momentum"], group["momentum"])
-        if update.ndim == 3:
+        if update.ndim == 4:
+            matrices = update.flatten(1, 2)
+            update, shape = orthogonalise(matrices).view_as(update), matrices.shape[1:]
+        elif update.ndim == 3:
             count = update.shape.index(min(update.shape))
             matrices = update.movedim(count, 0)
             update, shape = orthogonalise(matrices).movedim(0, count), matrices.shape[1:]
