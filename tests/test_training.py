@@ -15,8 +15,9 @@ pytest.importorskip("lightning", reason="training needs the extra slimse[train]"
 from slimse.training.config import TrainConfig, recipe_names
 from slimse.training.losses import EnhancementLoss
 from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
-from slimse.training.module import SlimmableBackbone, train
+from slimse.training.module import SlimmableTraining
 from slimse.training.optimizer import MuonAdamW, orthogonalise
+from slimse.training.run import train
 
 CONFIG = TrainConfig(
     preset="small",
@@ -159,7 +160,7 @@ def test_muon_learns_gates_and_groups_as_matrices():
 
 def test_a_step_trains_every_width():
     torch.manual_seed(1)
-    module = SlimmableBackbone(CONFIG, SlimDemucs("small"))
+    module = SlimmableTraining(CONFIG, SlimDemucs("small"))
     calls = []
     handle = module.model.register_forward_pre_hook(lambda _, args: calls.append((args[1], args[0].shape[0])))
     noisy = 0.1 * torch.randn(3, 1, 4000)
@@ -175,7 +176,7 @@ def test_a_step_trains_every_width():
 def test_narrow_widths_can_take_turns():
     calls = set()
     for step in range(2):
-        module = SlimmableBackbone(CONFIG.override(narrow_widths=1), SlimDemucs("small"))
+        module = SlimmableTraining(CONFIG.override(narrow_widths=1), SlimDemucs("small"))
         module.log = lambda *_, **__: None
         module._trainer = types.SimpleNamespace(global_step=step)
         module.model.register_forward_pre_hook(lambda _, args: calls.add(args[1]))
@@ -198,7 +199,7 @@ def test_training_resumes_exactly_and_writes_weights(data):
 
 
 def test_steps_lower_the_loss():
-    module = SlimmableBackbone(CONFIG.override(warmup=1, steps=1000, rate=5e-3), SlimDemucs("small"))
+    module = SlimmableTraining(CONFIG.override(warmup=1, steps=1000, rate=5e-3), SlimDemucs("small"))
     module.log = lambda *_, **__: None
     optimizer = module.configure_optimizers()["optimizer"]
     clean = 0.05 * torch.sin(2 * torch.pi * 200 * torch.arange(4000) / 16_000).expand(3, 1, -1)
