@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .models import SlimDemucs
+from .width import Auto
 
 _FRAMES = (2, 10)
 """Two call lengths in frames; the difference between them is free of the first frame's long run."""
@@ -40,13 +41,20 @@ class ModelProfile:
     """Input samples per frame."""
     latency_ms: float | None
     """Algorithmic latency, buffering of a frame included; None for a bidirectional model."""
+    router_macs_per_sample: float | None = None
+    """What choosing widths adds to any of them; None for a model without a router."""
+
+    def macs_per_sample(self, ufs: Tensor) -> float:
+        """Mean cost of frames that ran at ``ufs`` (any shape) by the router's choice, the router's own included."""
+        cost = sum(width.macs_per_sample * (ufs == width.uf).float().mean().item() for width in self.widths)
+        return cost + (self.router_macs_per_sample or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
-def _count_calls(model: SlimDemucs, uf: float, frames: int) -> tuple[dict[str, int], int]:
+def _count_calls(model: SlimDemucs, uf: float | Auto, frames: int) -> tuple[dict[str, int], int]:
     """MACs by module and weight bytes per frame of one offline call that spans ``frames`` frames."""
     macs: dict[str, int] = defaultdict(int)
     weight_bytes = 0
@@ -65,7 +73,8 @@ def _count_calls(model: SlimDemucs, uf: float, frames: int) -> tuple[dict[str, i
     try:
         like = next(model.parameters())
         with torch.no_grad():
-            model(like.new_zeros(1, 1, model.receptive_samples(frames)), uf)
+            budget = 1.0 if uf == "auto" else None
+            model(like.new_zeros(1, 1, model.receptive_samples(frames)), uf, budget)
     finally:
         for handle in handles:
             handle.remove()
@@ -80,9 +89,7 @@ def profile(model: SlimDemucs) -> ModelProfile:
     """
     widths = []
     for uf in model.config.ufs:
-        (short, read), (long, _) = (_count_calls(model, uf, frames) for frames in _FRAMES)
-        samples = (_FRAMES[1] - _FRAMES[0]) * model.hop
-        blocks = {name: (long[name] - short[name]) / samples for name in long}
+        blocks, read = _per_sample(model, uf)
         widths.append(WidthProfile(uf, sum(blocks.values()), read, blocks))
     latency = 1000 * model.latency / model.config.sample_rate if model.config.causal else None
     return ModelProfile(
@@ -91,4 +98,12 @@ def profile(model: SlimDemucs) -> ModelProfile:
         sample_rate=model.config.sample_rate,
         hop=model.hop,
         latency_ms=latency,
+        router_macs_per_sample=_per_sample(model, "auto")[0]["router"] if model.router else None,
     )
+
+
+def _per_sample(model: SlimDemucs, uf: float | Auto) -> tuple[dict[str, float], int]:
+    """MACs per sample by module, and weight bytes per frame."""
+    (short, read), (long, _) = (_count_calls(model, uf, frames) for frames in _FRAMES)
+    samples = (_FRAMES[1] - _FRAMES[0]) * model.hop
+    return {name: (long[name] - short[name]) / samples for name in long}, read

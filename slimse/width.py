@@ -14,13 +14,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 UF: TypeAlias = float | Tensor
 """What every forward accepts: a float, ``[B]``, ``[B, frames]``, or gates ``[B, frames, n_ufs]``."""
+
+Auto: TypeAlias = Literal["auto"]
+"""In place of a UF: the router chooses, for a *budget*, the mean UF that is wanted over much sound."""
+
+Budget: TypeAlias = float | Tensor
+"""A float or ``[B]``, from the smallest UF to 1."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,27 @@ class WidthSet(tuple[float, ...]):
         if isinstance(uf, bool) or not isinstance(uf, int | float) or float(uf) not in self:
             raise ValueError(f"uf = {uf!r} is not one of this model's widths {tuple(self)}")
         return float(uf)
+
+    def budgets(self, uf: UF | Auto, budget: Budget | None, batch: int) -> Tensor | None:
+        """Check the budget that comes with a UF, and give every item its own.
+
+        Returns:
+            ``[batch]``, float32, or None where ``uf`` is not ``"auto"``.
+
+        Raises:
+            ValueError: for a budget out of range or of another shape, and for only one of budget and ``"auto"``.
+        """
+        if isinstance(uf, str) != (budget is not None) or (isinstance(uf, str) and uf != "auto"):
+            given = "no budget" if budget is None else f"budget = {budget}"
+            raise ValueError(f'uf = {uf!r} with {given}: expected one of {tuple(self)}, or uf = "auto" with a budget')
+        if budget is None:
+            return None
+        values = torch.as_tensor(budget, dtype=torch.float32)
+        if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
+            raise ValueError(f"budget has shape {tuple(values.shape)}: expected a number or [{batch}]")
+        if not bool(((values >= self[0]) & (values <= 1)).all()):
+            raise ValueError(f"budget = {budget}: expected a mean UF from {self[0]:g} to 1")
+        return values.expand(batch)
 
     def channels(self, uf: float, full: int) -> int:
         """Active channels of a layer of ``full`` channels at ``uf``: ``ceil(full * uf)``."""

@@ -15,8 +15,9 @@ pytest.importorskip("lightning", reason="training needs the extra slimse[train]"
 from slimse.training.config import TrainConfig, recipe_names
 from slimse.training.losses import EnhancementLoss, LoudnessDistance
 from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
-from slimse.training.module import SlimmableBackbone, train
+from slimse.training.module import SlimmableTraining
 from slimse.training.optimizer import MuonAdamW, orthogonalise
+from slimse.training.run import train
 
 CONFIG = TrainConfig(
     preset="small",
@@ -162,15 +163,22 @@ def test_muon_learns_gates_and_groups_as_matrices():
     before = weight.detach().clone()
     weight.grad = torch.randn(8, 2, 8)
     optimizer.step()
-    for gate in range(2):
-        values = torch.linalg.svdvals((weight.detach() - before)[:, gate] / (0.2 * 8**0.5))
+    matrices = [*(weight.detach() - before).unbind(1)]
+    grouped = torch.nn.Parameter(torch.randn(4, 5, 3, 6))
+    optimizer = MuonAdamW([("weight_hh", grouped)], 1.0, weight_decay=0.0)
+    before = grouped.detach().clone()
+    grouped.grad = torch.randn(4, 5, 3, 6)
+    optimizer.step()
+    matrices += [*(grouped.detach() - before).flatten(1, 2)]
+    for matrix in matrices:
+        values = torch.linalg.svdvals(matrix / (0.2 * max(matrix.shape) ** 0.5))
         assert values.min() > 0.4
         assert values.max() < 1.4
 
 
 def test_a_step_trains_every_width():
     torch.manual_seed(1)
-    module = SlimmableBackbone(CONFIG, SlimDemucs("small"))
+    module = SlimmableTraining(CONFIG, SlimDemucs("small"))
     calls = []
     handle = module.model.register_forward_pre_hook(lambda _, args: calls.append((args[1], args[0].shape[0])))
     noisy = 0.1 * torch.randn(3, 1, 4000)
@@ -186,7 +194,7 @@ def test_a_step_trains_every_width():
 def test_narrow_widths_can_take_turns():
     calls = set()
     for step in range(2):
-        module = SlimmableBackbone(CONFIG.override(narrow_widths=1), SlimDemucs("small"))
+        module = SlimmableTraining(CONFIG.override(narrow_widths=1), SlimDemucs("small"))
         module.log = lambda *_, **__: None
         module._trainer = types.SimpleNamespace(global_step=step)
         module.model.register_forward_pre_hook(lambda _, args: calls.add(args[1]))
@@ -209,7 +217,7 @@ def test_training_resumes_exactly_and_writes_weights(data):
 
 
 def test_steps_lower_the_loss():
-    module = SlimmableBackbone(CONFIG.override(warmup=1, steps=1000, rate=5e-3), SlimDemucs("small"))
+    module = SlimmableTraining(CONFIG.override(warmup=1, steps=1000, rate=5e-3), SlimDemucs("small"))
     module.log = lambda *_, **__: None
     optimizer = module.configure_optimizers()["optimizer"]
     clean = 0.05 * torch.sin(2 * torch.pi * 200 * torch.arange(4000) / 16_000).expand(3, 1, -1)

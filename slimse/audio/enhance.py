@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..checkpoint import load
 from ..models import SlimDemucs
+from ..width import Auto
 from .files import AtomicWriter, read_blocks, read_info, read_tags
 from .network import Array, Network, Resampler, deviation, open_network, to_array
 from .spectral import BandGain, Fifo, SharedMask
@@ -186,8 +187,9 @@ def _bundled(device: torch.device) -> SlimDemucs:
 def enhance(
     audio: Sound,
     sample_rate: int,
-    uf: float = 1.0,
+    uf: float | Auto = 1.0,
     *,
+    budget: float | None = None,
     model: SlimDemucs | None = None,
     dry: float | None = None,
     attenuation_limit: float | None = None,
@@ -198,7 +200,9 @@ def enhance(
         audio: numpy or torch, floating point, full scale 1: ``[samples]``, or ``[channels, samples]`` with the
             channels *first* (``soundfile.read`` gives them last: pass ``audio.T``).
         sample_rate: of ``audio`` and of the result, Hz.
-        uf: one of the model's widths: smaller is faster, larger is better.
+        uf: one of the model's widths: smaller is faster, larger is better. ``"auto"`` leaves every 16 ms to the model's
+            router, which decides for all channels together.
+        budget: for ``"auto"``, the mean width that is wanted over much sound, from the smallest width to 1.
         model: None for the bundled weights, on the device of a tensor, or on the CPU. A given model runs where it is.
         dry: share of the input in the result, 0 to 1.
         attenuation_limit: instead of ``dry``: noise is lowered by no more than so many dB.
@@ -226,20 +230,22 @@ def enhance(
             "samples look transposed"
         )
     model = _bundled(tensor.device) if model is None else model
-    out = _enhance_signal(signal, sample_rate, uf, model, dry_share(dry, attenuation_limit))
+    out = _enhance_signal(signal, sample_rate, uf, budget, model, dry_share(dry, attenuation_limit))
     if isinstance(audio, Tensor):
         return torch.from_numpy(out).reshape(audio.shape).to(audio)
     return out.reshape(audio.shape).astype(audio.dtype, copy=False)
 
 
-def _enhance_signal(signal: Array, sample_rate: int, uf: float, model: SlimDemucs, dry: float) -> Array:
+def _enhance_signal(
+    signal: Array, sample_rate: int, uf: float | Auto, budget: float | None, model: SlimDemucs, dry: float
+) -> Array:
     channels, samples = signal.shape
     step = block_length(sample_rate, channels)
     blocks = [signal[:, start : start + step] for start in range(0, samples, step)]
     std = None
     if _needs_deviation(model):
         std = deviation(blocks, sample_rate, channels, model.config.sample_rate)
-    network = open_network(model, channels, uf, input_std=std)
+    network = open_network(model, channels, uf, budget=budget, input_std=std)
     enhancer = Enhancer(network, sample_rate, channels, dry=dry, model_rate=model.config.sample_rate)
     pieces = [enhancer.feed(block) for block in blocks]
     return np.concatenate([*pieces, enhancer.flush()], axis=1)
@@ -249,8 +255,9 @@ def enhance_file(
     source: Path,
     target: Path,
     model: SlimDemucs,
-    uf: float = 1.0,
+    uf: float | Auto = 1.0,
     *,
+    budget: float | None = None,
     dry: float = 0.0,
     force: bool = False,
     progress: Callable[[float], None] | None = None,
@@ -264,7 +271,8 @@ def enhance_file(
         source: anything libsndfile reads.
         target: file to write; it appears when it is complete. Missing folders are made.
         model: network; its weights decide the device.
-        uf: one of its widths.
+        uf: one of its widths, or ``"auto"``, as in `enhance`.
+        budget: for ``"auto"``.
         dry: share of the input in the output, see `dry_share`.
         force: replace ``target`` if it exists.
         progress: called with the seconds of sound of each block that is done; may raise to stop.
@@ -280,7 +288,7 @@ def enhance_file(
     with AtomicWriter(target, info, tags=read_tags(source), force=force) as writer:
         if _needs_deviation(model):
             std = deviation(read_blocks(source, step), info.sample_rate, info.channels, model.config.sample_rate)
-        network = open_network(model, info.channels, uf, input_std=std)
+        network = open_network(model, info.channels, uf, budget=budget, input_std=std)
         enhancer = Enhancer(network, info.sample_rate, info.channels, dry=dry, model_rate=model.config.sample_rate)
         for block in read_blocks(source, step):
             writer.write(_named(source, enhancer.feed, block))

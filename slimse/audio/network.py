@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..models import SlimDemucs
 from ..streaming import Streamer
+from ..width import Auto
 
 Array = NDArray[np.float32]
 
@@ -30,10 +31,13 @@ class Network(Protocol):
 
 
 class _CausalNetwork:
-    def __init__(self, model: SlimDemucs, channels: int, uf: float, input_std: Tensor | None) -> None:
+    def __init__(
+        self, model: SlimDemucs, channels: int, uf: float | Auto, budget: float | None, input_std: Tensor | None
+    ) -> None:
         self._device = next(model.parameters()).device
         std = None if input_std is None else input_std.to(self._device)
-        self._streamer = Streamer(model, uf, streams=channels, input_std=std)
+        # One decision for all channels, or their quality would change against each other.
+        self._streamer = Streamer(model, uf, budget=budget, streams=channels, shared=True, input_std=std)
 
     def feed(self, chunk: Array) -> Array:
         return to_array(self._streamer.feed(torch.from_numpy(chunk).to(self._device)))
@@ -69,22 +73,30 @@ def to_array(tensor: Tensor) -> Array:
     return np.asarray(tensor.float().cpu().numpy(), dtype=np.float32)
 
 
-def open_network(model: SlimDemucs, channels: int = 1, uf: float = 1.0, *, input_std: Tensor | None = None) -> Network:
-    """Run ``model`` on ``channels`` channels, all at the same ``uf``.
+def open_network(
+    model: SlimDemucs,
+    channels: int = 1,
+    uf: float | Auto = 1.0,
+    *,
+    budget: float | None = None,
+    input_std: Tensor | None = None,
+) -> Network:
+    """Run ``model`` on ``channels`` channels, all at the same width.
 
     Args:
         model: its weights decide the device.
         channels: number of channels.
-        uf: one of the model's widths.
+        uf: one of the model's widths, or ``"auto"``: the router's choice for all channels together.
+        budget: for ``"auto"``, the mean UF that is wanted.
         input_std: ``[channels, 1]``, needed by a causal model that normalises; see `deviation`.
 
     Raises:
-        ValueError: for a UF outside the set.
+        ValueError: for a UF outside the set, or ``"auto"`` without a router or a budget.
 
     """
-    if not model.config.causal:
+    if not model.config.causal and not isinstance(uf, str):
         return _BidirectionalNetwork(model, channels, uf)
-    return _CausalNetwork(model, channels, uf, input_std)
+    return _CausalNetwork(model, channels, uf, budget, input_std)
 
 
 class Resampler:

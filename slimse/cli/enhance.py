@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -22,15 +23,29 @@ from ..audio.enhance import dry_share, enhance_file
 from ..audio.files import Job, plan_jobs, read_info
 from ..checkpoint import DEFAULT, load
 from ..models import SlimDemucs
+from ..streaming import Streamer
+from ..width import Auto
 
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 """What may be wrong with one file, its place on the disk, or its size on this machine, and leaves the others alone."""
 
 
+class Quality(StrEnum):
+    """A budget for people who do not think in widths."""
+
+    low = "low"
+    balanced = "balanced"
+    high = "high"
+
+
+_BUDGETS = {Quality.low: 0.15, Quality.balanced: 0.3, Quality.high: 0.75}
+
+
 class _Settings(NamedTuple):
     weights: str
     device: str
-    uf: float
+    uf: float | Auto
+    budget: float | None
     dry: float
     force: bool
 
@@ -81,7 +96,15 @@ def enhance(
         Path | None,
         typer.Option("--output", "-o", help="Folder; for one file also a file. Default: NAME.enhanced.EXT beside IN."),
     ] = None,
-    uf: Annotated[float, typer.Option(help="Width of the network: smaller is faster, larger is better.")] = 1.0,
+    uf: Annotated[
+        float | None, typer.Option(help="Width of the network: smaller is faster, larger is better. Default: 1.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Mean width; the router chooses that of every 16 ms by how hard the sound is.")
+    ] = None,
+    quality: Annotated[
+        Quality | None, typer.Option(help="Budget in a word: low is 0.15, balanced 0.3, high 0.75.")
+    ] = None,
     dry: Annotated[float | None, typer.Option(help="Share of the noisy input in the output, 0 to 1.")] = None,
     attenuation_limit: Annotated[
         str | None, typer.Option(metavar="DB", help="Lower noise by no more than this, e.g. 12dB.")
@@ -98,8 +121,7 @@ def enhance(
     share = dry_share(dry, None if attenuation_limit is None else _decibels(attenuation_limit))
     plan = plan_jobs(inputs, output)
     model = load(weights, device=_usable(device))
-    model.config.ufs.validate(uf)
-    settings = _Settings(weights, device, uf, share, force)
+    settings = _Settings(weights, device, *_width(model, uf, budget, quality), share, force)
     report = _Report(plan)
     with ExitStack() as stack:
         if report.bar is not None:
@@ -110,6 +132,19 @@ def enhance(
             _run_serial(plan, settings, model, report)
     if report.failures:
         raise typer.Exit(1)
+
+
+def _width(
+    model: SlimDemucs, uf: float | None, budget: float | None, quality: Quality | None
+) -> tuple[float | Auto, float | None]:
+    """The width or budget that was asked for, checked before any file is opened."""
+    if sum(option is not None for option in (uf, budget, quality)) > 1:
+        raise ValueError("--uf, --budget and --quality exclude each other: expected one of them at most")
+    budget = budget if quality is None else _BUDGETS[quality]
+    if budget is None:
+        return model.config.ufs.validate(1.0 if uf is None else uf), None
+    Streamer(model, "auto", budget=budget)
+    return "auto", budget
 
 
 def _decibels(text: str) -> float:
@@ -139,7 +174,8 @@ def _seconds(jobs: list[Job]) -> float:
 
 
 def _enhance_one(job: Job, settings: _Settings, model: SlimDemucs, progress: Callable[[float], None]) -> None:
-    enhance_file(job.source, job.target, model, settings.uf, dry=settings.dry, force=settings.force, progress=progress)
+    uf, budget, dry, force = settings.uf, settings.budget, settings.dry, settings.force
+    enhance_file(job.source, job.target, model, uf, budget=budget, dry=dry, force=force, progress=progress)
 
 
 def _run_serial(plan: list[Job], settings: _Settings, model: SlimDemucs, report: _Report) -> None:

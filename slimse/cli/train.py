@@ -10,7 +10,9 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe of the package (backbone) or a .toml file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A .toml file or a recipe of the package: backbone, router, joint, scratch, fixed.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder with speech/, noise/ and, if you have any, rir/.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for checkpoints, logs and weights; resumes what it holds.")
@@ -29,7 +31,7 @@ def train(
     """Train a slimmable model on your own recordings, or go on with a run that was interrupted."""
     try:
         from ..training.config import TrainConfig
-        from ..training.module import train as run
+        from ..training.run import train as run
     except ModuleNotFoundError as error:
         raise ValueError(f"training needs {error.name}: pip install 'slimse[train]'") from error
     from ..checkpoint import load

@@ -10,6 +10,38 @@ from ..width import WidthSet
 
 
 @dataclass(frozen=True)
+class RouterConfig:
+    """Sizes of a `Router`.
+
+    Args:
+        filters: channels of the convolution on the noisy input.
+        kernel_size: its taps, 8 ms at 16 kHz.
+        stride: samples between its windows; must divide the model's samples per frame.
+        units: of the diagonal GRU.
+        knots: budgets at which the conditions are learnt; between them they are interpolated.
+
+    Raises:
+        ValueError: for values that do not fit together.
+    """
+
+    filters: int = 48
+    kernel_size: int = 128
+    stride: int = 32
+    units: int = 64
+    knots: int = 10
+
+    def __post_init__(self) -> None:
+        """Check that the values fit together."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            least = 2 if f.name == "knots" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{f.name} = {value!r} of a router: expected an integer, {least} or more")
+        if self.kernel_size < self.stride:
+            raise ValueError(f"kernel_size = {self.kernel_size} of a router: expected at least stride = {self.stride}")
+
+
+@dataclass(frozen=True)
 class SlimDemucsConfig:
     """Shape of a `SlimDemucs`. The defaults are the ``paper`` preset (arXiv 2507.04879).
 
@@ -31,6 +63,7 @@ class SlimDemucsConfig:
         reference_level: the network sees its input divided by this constant, and its output is multiplied by it: speech
             at a usual level then has about unit deviation inside, with no statistics of the signal involved.
         sample_rate: of input and output, Hz.
+        router: what chooses the UF of every frame (`Router`), or None; needs a causal model that does not normalise.
 
     Raises:
         ValueError: for values that do not fit together; the message names the value and what was expected.
@@ -51,6 +84,7 @@ class SlimDemucsConfig:
     floor: float = 1e-3
     reference_level: float = 0.05
     sample_rate: int = 16_000
+    router: RouterConfig | None = None
 
     def __post_init__(self) -> None:
         """Check that the values fit together."""
@@ -75,6 +109,18 @@ class SlimDemucsConfig:
         for name in ("floor", "reference_level"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
+        if self.router is not None:
+            self._check_router(self.router)
+
+    def _check_router(self, router: RouterConfig) -> None:
+        if not self.causal or self.normalize or len(self.ufs) < 2:
+            raise ValueError(
+                "a router needs a causal model with two UFs or more that does not normalise its input; "
+                f"got causal = {self.causal}, normalize = {self.normalize}, ufs = {tuple(self.ufs)}"
+            )
+        hop = self.stride**self.depth // self.resample
+        if hop % router.stride:
+            raise ValueError(f"stride = {router.stride} of the router: expected a divisor of {hop} samples per frame")
 
     def channels(self, level: int) -> int:
         """Channels at ``level``: 1 for the waveform (level 0), then ``growth ** (level - 1) * hidden``."""
@@ -90,7 +136,8 @@ class SlimDemucsConfig:
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(f"unknown keys {unknown} in a model configuration; known: {[f.name for f in fields(cls)]}")
-        return cls(**values)
+        router = values.get("router")
+        return cls(**{**values, "router": RouterConfig(**router) if isinstance(router, Mapping) else router})
 
 
 def _original(hidden: int, *, causal: bool = True) -> SlimDemucsConfig:
@@ -100,10 +147,12 @@ def _original(hidden: int, *, causal: bool = True) -> SlimDemucsConfig:
 
 PRESETS: dict[str, SlimDemucsConfig] = {
     "paper": SlimDemucsConfig(),
+    "dynamic": SlimDemucsConfig(router=RouterConfig()),
     "small": SlimDemucsConfig(hidden=8, depth=3, resample=2, groups=2),
     "dns48": _original(48),
     "dns64": _original(64),
     "dns48-bidirectional": _original(48, causal=False),
     "dns64-bidirectional": _original(64, causal=False),
 }
-"""``paper``: the system of arXiv 2507.04879. ``small``: for tests. The others: the original DEMUCS denoiser."""
+"""``paper``: the backbone of arXiv 2507.04879, ``dynamic``: with a router. ``small``: for tests. The others: the
+original DEMUCS denoiser."""

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..nn import DecoderBlock, EncoderBlock, GroupedGRU, SincDownsample, SincUpsample, SlimLSTMStack
 from ..nn.resample import LOOKAHEAD
-from ..width import UF, FrameMap, Schedule
+from ..width import UF, Auto, Budget, FrameMap, Schedule
 from .config import PRESETS, SlimDemucsConfig
 from .initial import initialise
 from .plain import PlainDemucs
+from .router import NO_ROUTER, Router, RouterState
 
 
 class DemucsState(NamedTuple):
@@ -38,6 +39,8 @@ class DemucsState(NamedTuple):
     """Per down-sampling stage, samples that later outputs need: ``[B, n]``."""
     level: tuple[Tensor, ...]
     """Of a normalising model, ``[B, 1]`` each: mean square so far and samples seen, or one given deviation."""
+    router: RouterState | tuple[()]
+    """Of a model with a router, which hears the frames that it decides and no others."""
     samples: int
     """Input samples per stream so far, 0 in a fresh state."""
 
@@ -87,6 +90,7 @@ class SlimDemucs(nn.Module):
             self.bottleneck = GroupedGRU(c(config.depth), config.groups)
         else:
             self.bottleneck = SlimLSTMStack(c(config.depth), config.rnn_layers, bidirectional=not config.causal)
+        self.router = Router(config.router, config.ufs, self.hop, config.sample_rate) if config.router else None
         initialise(self)
 
     # Sizes -----------------------------------------------------------------------------------------------------
@@ -147,31 +151,41 @@ class SlimDemucs(nn.Module):
 
     # Offline and streaming -------------------------------------------------------------------------------------
 
-    def forward(self, noisy: Tensor, uf: UF = 1.0) -> Tensor:
+    def forward(self, noisy: Tensor, uf: UF | Auto = 1.0, budget: Budget | None = None) -> Tensor:
         """Enhance whole signals.
 
         Args:
             noisy: ``[B, 1, T]``, samples at ``config.sample_rate``, floating point.
             uf: one of ``config.ufs``; or ``[B]`` or ``[B, frames(T)]`` of them; or, in training, gates over the
-                UFs ``[B, frames(T), len(config.ufs)]``.
+                UFs ``[B, frames(T), len(config.ufs)]``; or ``"auto"``: the router chooses, as `route` tells.
+            budget: for ``"auto"``, the mean UF that is wanted over much sound, a number or ``[B]``.
 
         Returns:
             ``[B, 1, T]`` in the dtype of ``noisy``.
 
         Raises:
-            ValueError: for another shape, an empty signal, or a UF outside the set.
+            ValueError: for another shape, an empty signal, a UF outside the set, or ``"auto"`` without a router.
         """
-        if noisy.ndim != 3 or noisy.shape[1] != 1 or noisy.shape[2] < 1:
-            raise ValueError(f"noisy has shape {tuple(noisy.shape)}: expected [batch, 1, samples], 1 sample or more")
-        if not noisy.is_floating_point():
-            raise ValueError(f"noisy is {noisy.dtype}: expected a floating-point tensor")
+        self._check(noisy)
         x = noisy[:, 0]
         deviation = None
         if self.config.normalize:
             signal = x.to(self._signal_dtype)
             # One sample has no deviation; 0 leaves the floor alone in the denominator.
             deviation = signal.std(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(signal)
-        return self.finish(x, self.initial_state(x.shape[0], deviation), uf).unsqueeze(1)
+        return self.finish(x, self.initial_state(x.shape[0], deviation), uf, budget).unsqueeze(1)
+
+    def route(self, noisy: Tensor, budget: Budget) -> Tensor:
+        """The UFs that ``model(noisy, "auto", budget)`` runs at: ``[B, frames(T)]`` for ``noisy`` ``[B, 1, T]``."""
+        self._check(noisy)
+        state = self.initial_state(noisy.shape[0])
+        return self.decide(noisy[:, 0], state, self.frames(noisy.shape[2]), budget)[0]
+
+    def _check(self, noisy: Tensor) -> None:
+        if noisy.ndim != 3 or noisy.shape[1] != 1 or noisy.shape[2] < 1:
+            raise ValueError(f"noisy has shape {tuple(noisy.shape)}: expected [batch, 1, samples], 1 sample or more")
+        if not noisy.is_floating_point():
+            raise ValueError(f"noisy is {noisy.dtype}: expected a floating-point tensor")
 
     def initial_state(self, batch: int = 1, input_std: float | Tensor | None = None) -> DemucsState:
         """The state before the first sample of ``batch`` streams.
@@ -201,10 +215,52 @@ class SlimDemucs(nn.Module):
             decoder=empty[:-1],
             down=tuple(stage.initial_buffer(signal) for stage in self.down),
             level=level,
+            router=self.router.initial_state(batch) if self.router else (),
             samples=0,
         )
 
-    def step(self, samples: Tensor, state: DemucsState, uf: UF = 1.0) -> tuple[Tensor, DemucsState]:
+    def decide(
+        self, samples: Tensor, state: DemucsState, frames: int, budget: Budget, *, shared: bool = False
+    ) -> tuple[Tensor, DemucsState]:
+        """What the router says of the next frames, from the samples that a stream has when it computes them.
+
+        Args:
+            samples: what the next `step` or `finish` takes, ``[B, n]``.
+            state: what it starts from. It is not changed.
+            frames: that it will run.
+            budget: a number or ``[B]``.
+            shared: one decision for all items, from the mean of their logits.
+
+        Returns:
+            UFs ``[B, frames]``, and ``state`` with what the router has heard, to pass on with them.
+
+        Raises:
+            ValueError: for a model without a router, or a budget out of range.
+        """
+        if self.router is None:
+            raise ValueError(NO_ROUTER)
+        budgets = self.config.ufs.budgets("auto", budget, samples.shape[0])
+        assert budgets is not None
+        asked = self.router.calibrated(budgets.to(self.router.asked))
+        logits, router = self.router_logits(samples, state, frames, asked)
+        choice = (logits.mean(0, keepdim=True).expand_as(logits) if shared else logits).argmax(2)
+        return logits.new_tensor(self.config.ufs)[choice], state._replace(router=router)
+
+    def router_logits(
+        self, samples: Tensor, state: DemucsState, frames: int, budget: Tensor
+    ) -> tuple[Tensor, RouterState]:
+        """`Router.forward` on what the next ``frames`` frames bring; silence stands in for samples to come."""
+        assert self.router is not None and state.router
+        # The first frame of a stream brings more than a hop; what precedes the last hop is context.
+        early = 0 if state.samples else self.first_samples - self.hop
+        x = samples.to(self._signal_dtype) / self.config.reference_level
+        x = nn.functional.pad(x, (0, early + frames * self.hop - x.shape[1]))
+        context = torch.cat([state.router.samples, x[:, :early]], dim=1)[:, early:]
+        return self.router(x[:, early:], budget, state.router._replace(samples=context))
+
+    def step(
+        self, samples: Tensor, state: DemucsState, uf: UF | Auto = 1.0, budget: Budget | None = None
+    ) -> tuple[Tensor, DemucsState]:
         """Run one or more frames of ``B`` streams.
 
         Args:
@@ -212,6 +268,7 @@ class SlimDemucs(nn.Module):
                 further frame in the same step.
             state: from `initial_state` or the step before. It is not changed.
             uf: as in `forward`, over the frames of this step.
+            budget: as in `forward`.
 
         Returns:
             All samples that are ready, ``[B, m]``, and the new state. The outputs of all steps and of `finish`, one
@@ -228,10 +285,10 @@ class SlimDemucs(nn.Module):
             raise ValueError(
                 f"samples has shape {tuple(samples.shape)}: expected [batch, {first} + a multiple of {self.hop}]"
             )
-        schedule = self.config.ufs.schedule(uf, samples.shape[0], 1 + extra // self.hop)
+        schedule, state = self._schedule(samples, state, 1 + extra // self.hop, uf, budget)
         return self._levelled(samples, 0, state, schedule, final=False)
 
-    def finish(self, samples: Tensor, state: DemucsState, uf: UF = 1.0) -> Tensor:
+    def finish(self, samples: Tensor, state: DemucsState, uf: UF | Auto = 1.0, budget: Budget | None = None) -> Tensor:
         """End ``B`` streams: enhance the last samples, and all that was still on its way.
 
         Args:
@@ -239,6 +296,7 @@ class SlimDemucs(nn.Module):
             state: from `initial_state` or the step before. It is not changed.
             uf: as in `forward`, over the frames that are left, which are `frames` of the whole signal less those
                 already run. Where none is left, the UF of the last one, which owns the tail.
+            budget: as in `forward`.
 
         Returns:
             ``[B, m]``: the rest; with all that the steps gave, as many samples as went in.
@@ -247,10 +305,20 @@ class SlimDemucs(nn.Module):
         if total == 0:
             return samples
         left = self.frames_left(state, samples.shape[1])
-        schedule = self.config.ufs.schedule(uf, samples.shape[0], max(left, 1))
+        schedule, state = self._schedule(samples, state, max(left, 1), uf, budget)
         pad = self.receptive_samples(self.frames(total)) - total
         out, _ = self._levelled(samples, pad, state, schedule, final=True)
         return out[:, : total - self._emitted(self._frames_done(state))]
+
+    def _schedule(
+        self, samples: Tensor, state: DemucsState, frames: int, uf: UF | Auto, budget: Budget | None
+    ) -> tuple[Schedule, DemucsState]:
+        """Resolve what a caller passed, with the router where it is asked."""
+        budgets = self.config.ufs.budgets(uf, budget, samples.shape[0])
+        if budgets is not None:
+            uf, state = self.decide(samples, state, frames, budgets)
+        assert not isinstance(uf, str)
+        return self.config.ufs.schedule(uf, samples.shape[0], frames), state
 
     def extract(self, uf: float) -> PlainDemucs:
         """One width as a smaller network of `torch.nn` layers, with copies of the weights it needs.
@@ -331,6 +399,7 @@ class SlimDemucs(nn.Module):
             tuple(reversed(decoder_tail)),
             tuple(down),
             state.level,
+            state.router,
             samples,
         )
 

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..ops import grouped_gru, slim_lstm
+from ..ops import slim_gru, slim_lstm
 from ..width import Width, max_width
 from .packed import PackedModule
 
@@ -31,28 +31,26 @@ class GroupedGRU(PackedModule):
         super().__init__()
         size = channels // groups
         self.channels, self.groups, self.size = channels, groups, size
-        self.weight_ih = nn.Parameter(torch.empty(groups, size, 3 * size))
-        self.weight_hh = nn.Parameter(torch.empty(groups, size, 3 * size))
-        self.bias_ih = nn.Parameter(torch.empty(groups, 1, 3 * size))
-        self.bias_hh = nn.Parameter(torch.empty(groups, 1, 3 * size))
+        self.weight_ih = nn.Parameter(torch.empty(groups, size, 3, size))
+        self.weight_hh = nn.Parameter(torch.empty(groups, size, 3, size))
+        self.bias_ih = nn.Parameter(torch.empty(groups, size, 3))
+        self.bias_hh = nn.Parameter(torch.empty(groups, size, 3))
         self.load_state_dict(nn.ModuleList(nn.GRU(size, size) for _ in range(groups)).state_dict())
 
     def unpack(self, packed: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keys ``{group}.weight_ih_l0`` and so on, as `torch.nn.GRU` lays them out."""
-        public = {}
-        for group in range(self.groups):
-            for name in ("weight_ih", "weight_hh"):
-                public[f"{group}.{name}_l0"] = packed[name][group].t()
-            for name in ("bias_ih", "bias_hh"):
-                public[f"{group}.{name}_l0"] = packed[name][group, 0]
-        return public
+        return {
+            f"{group}.{name}_l0": rearrange(tensor[group], "h g ... -> (g h) ...")
+            for group in range(self.groups)
+            for name, tensor in packed.items()
+        }
 
     def pack(self, public: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `unpack`."""
         packed = {}
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             stacked = torch.stack([public[f"{group}.{name}_l0"] for group in range(self.groups)])
-            packed[name] = rearrange(stacked, "g o i -> g i o") if stacked.ndim == 3 else stacked.unsqueeze(1)
+            packed[name] = rearrange(stacked, "m (g h) ... -> m h g ...", g=3)
         return packed
 
     def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor]:
@@ -64,7 +62,8 @@ class GroupedGRU(PackedModule):
         # The state is carried over thousands of steps: autocast must not round it.
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.weight_ih.dtype)
-            out, new = grouped_gru(x, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, state[0])
+            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+            out, new = slim_gru(x, *weights, self.size, state[0])
         return out, (new,)
 
     def count(self, args: tuple[Tensor, Width, tuple[Tensor]], output: object) -> tuple[int, int]:

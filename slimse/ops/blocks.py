@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..width import Width, apply_width, max_width
+from ..width import Width, max_width
+from .convolution import gated_units, slim_linear_glu
 
 
 def _strided_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
@@ -63,7 +64,7 @@ def encoder_block(
     """
     k = max_width(width, conv_weight.shape[0])
     hidden = torch.relu(_strided_conv(x, conv_weight[:k], conv_bias[:k], stride))
-    return F.glu(F.linear(apply_width(hidden, width), glu_weight[:k].t(), glu_bias), dim=-1)
+    return slim_linear_glu(hidden, glu_weight, glu_bias, width, "input")
 
 
 def decoder_block(
@@ -91,9 +92,5 @@ def decoder_block(
     Returns:
         ``[B, S T + K - S, C_out]``.
     """
-    k = max_width(width, glu_weight.shape[0])
-    # Both halves are strided views of one contiguous prefix, so value and gate need no copy of the weights.
-    value = F.linear(x, glu_weight[:k, 0], glu_bias[:k, 0])
-    gate = F.linear(x, glu_weight[:k, 1], glu_bias[:k, 1])
-    hidden = apply_width(value * torch.sigmoid(gate), width)
-    return _strided_conv_transpose(hidden, conv_weight[:k], stride, channels)
+    hidden = gated_units(x, glu_weight, glu_bias, width)
+    return _strided_conv_transpose(hidden, conv_weight[: hidden.shape[-1]], stride, channels)

@@ -12,12 +12,20 @@ from typing import Any
 from ..models import PRESETS
 from .mixing import Recipe
 
+STAGES = ("backbone", "router", "joint", "fixed")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One run. A recipe file holds these as TOML keys, and ``[mixing]`` the fields of `Recipe`."""
 
+    stage: str = "backbone"
+    """What is trained: ``backbone`` (all widths), ``router`` (on a frozen backbone), ``joint`` (both), or ``fixed``
+    (one width alone, the baseline that slimming is compared with)."""
     preset: str = "paper"
+    """The model, unless a run starts from weights. Stages with a router add one where there is none."""
+    init: str = ""
+    """Weights to start from, bundled or a file, unless the caller gives some."""
     seconds: float = 2.0
     """Length of a training segment."""
     batch: int = 8
@@ -26,11 +34,30 @@ class TrainConfig:
     """How many of them a narrow width sees."""
     narrow_widths: int = 2
     """Narrow widths per step besides the widest: 1 takes turns between the smallest and a random one, 2 runs both."""
+    fixed_uf: float = 1.0
+    """The width of stage ``fixed``."""
+    budget_low: float = 0.125
+    budget_high: float = 1.0
+    """Budgets are drawn between these, evenly in octaves; equal ones train for one target, as the paper does."""
+    beta: float = 1.0
+    gamma: float = 0.1
+    """Weights of `RoutingLoss`."""
+    emphasis: float = 1.0
+    """How much more a hard item counts in the router's loss: its weight is the ratio of noise level to speech level (of
+    input, between -20 and 10 dB) to this power. 0 counts all alike."""
+    guide: float = 30.0
+    """Weight of what the widths of the step were worth at each frame (`frame_benefit`), in the router's loss. Benefits
+    are about 0.01 per frame, small beside the pull to the budget."""
+    router_rate: float = 3.0
+    """Learning rate of the router, in units of that of all else."""
+    temperature: float = 1.0
+    temperature_end: float = 0.3
+    """Of the gates: falls geometrically, and arrives where the learning rate's tail begins."""
     distill: float = 0.3
     """Weight of the L1 distance of a narrow width's output from the widest one's."""
     spectral: float = 1.0
     """Weight of the STFT part of the enhancement loss."""
-    error_level: float = 0.05
+    error_level: float = 0.1
     """Weight of 1 dB of waveform error in the enhancement loss."""
     loudness: float = 0.5
     """Weight of the loudness distance in the enhancement loss."""
@@ -58,11 +85,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check that the values fit together."""
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset = {self.preset!r}: expected one of {sorted(PRESETS)}")
-        for name in ("seconds", "batch", "narrow_batch", "steps", "rate", "clip", "every", "valid_items"):
+        for name, known in (("preset", sorted(PRESETS)), ("stage", STAGES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {list(known)}")
+        positive = ("seconds", "batch", "narrow_batch", "steps", "rate", "clip", "every", "valid_items")
+        for name in (*positive, "temperature", "temperature_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
+        ufs = PRESETS[self.preset].ufs
+        if not ufs[0] <= self.budget_low <= self.budget_high <= 1:
+            raise ValueError(
+                f"budget_low = {self.budget_low!r}, budget_high = {self.budget_high!r}: expected {ufs[0]} to 1, rising"
+            )
         if self.narrow_widths not in (1, 2):
             raise ValueError(f"narrow_widths = {self.narrow_widths!r}: expected 1 or 2")
         if self.narrow_batch > self.batch:
@@ -70,6 +104,11 @@ class TrainConfig:
         for name in ("decay", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number in [0, 1)")
+
+    @property
+    def routed(self) -> bool:
+        """Whether the stage trains a router."""
+        return self.stage in ("router", "joint")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -75,7 +75,7 @@ class EnhancementLoss(nn.Module):
         loudness: weight of `LoudnessDistance`.
 
     Shape:
-        three tensors ``[B, 1, T]``; the result is a scalar.
+        three tensors ``[B, 1, T]``; the result is a scalar, or ``[B]`` from `per_item`.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class EnhancementLoss(nn.Module):
         resolutions: tuple[int, ...] = (256, 512, 1024),
         compression: float = 0.3,
         spectral: float = 1.0,
-        error_level: float = 0.05,
+        error_level: float = 0.1,
         loudness: float = 0.5,
     ) -> None:
         super().__init__()
@@ -103,19 +103,23 @@ class EnhancementLoss(nn.Module):
         return power ** (self.compression / 2), parts * (power ** ((self.compression - 1) / 2)).unsqueeze(-1)
 
     def forward(self, estimate: Tensor, clean: Tensor, noisy: Tensor) -> Tensor:
-        """Distance of ``estimate`` from ``clean``, relative to the level of ``noisy``."""
+        """Distance of ``estimate`` from ``clean``, relative to the level of ``noisy``: the mean of `per_item`."""
+        return self.per_item(estimate, clean, noisy).mean()
+
+    def per_item(self, estimate: Tensor, clean: Tensor, noisy: Tensor) -> Tensor:
+        """The distance of every item, ``[B]``."""
         level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
         estimate, clean = (estimate.float() / level).squeeze(1), (clean / level).squeeze(1)
         error = estimate - clean
         # Errors more than 30 dB down are good enough: the floor also keeps the logarithm finite.
         decibels = 10 * torch.log10(error.square().mean(-1) + 1e-3)
-        loss = error.abs().mean() + self.error_level * decibels.mean()
+        loss = error.abs().mean(-1) + self.error_level * decibels
         for size in self.resolutions:
             magnitude, bins = self._compressed(estimate, size)
             with torch.no_grad():
                 clean_magnitude, clean_bins = self._compressed(clean, size)
-            distance = (magnitude - clean_magnitude).abs().mean() + (bins - clean_bins).abs().mean()
+            distance = (magnitude - clean_magnitude).abs().mean((1, 2)) + (bins - clean_bins).abs().mean((1, 2, 3))
             loss = loss + self.spectral / len(self.resolutions) * distance
         # Speech more than 10 dB below the noisy signal, and silence, are not brought up to the level of speech.
         floor = torch.full_like(level[:, 0], 10 ** (-10 / 20))
-        return loss + self.loudness * self.loudness_distance(estimate, clean, floor).mean()
+        return loss + self.loudness * self.loudness_distance(estimate, clean, floor)

@@ -130,6 +130,8 @@ class Recipe:
     """Speech played 0.88 to 1.14 times as fast, with its pitch: more speakers than there are."""
     room: float = 0.15
     """Speech in a room; the target keeps the room."""
+    jump: float = 0.2
+    """The noise is 6 to 15 dB softer for half a second to a second and a half."""
     equalise: float = 0.3
     low_pass: float = 0.08
     """Speech and noise band-limited to 3 to 7 kHz."""
@@ -232,6 +234,11 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
             noise = noise / max(rms(noise), 1e-6) + other / max(rms(other), 1e-6) * rng.uniform(0.1, 1)
         if rng.random() < recipe.equalise:
             noise = _equalise(rng, noise)
+        if rng.random() < recipe.jump:
+            count = int(rng.uniform(0.5, 1.5) * self.sample_rate)
+            start = int(rng.integers(max(self.length - count, 1)))
+            noise = noise.copy()
+            noise[start : start + count] *= 10 ** (-rng.uniform(6, 15) / 20)
         return np.asarray(noise, dtype=np.float32)
 
 

@@ -25,18 +25,26 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     return x if wide else x.mT
 
 
+def _is_vector(name: str) -> bool:
+    """Whether a parameter holds vectors, perhaps several of them side by side."""
+    return "bias" in name or "diagonal" in name
+
+
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon on weights, AdamW on biases. Of a weight's three axes, the shortest one counts matrices (gates, groups).
+    """Muon on matrices, AdamW on biases and vectors. The shortest of three axes counts matrices (gates).
+
+    Of four axes (a grouped GRU's) the first counts matrices, whose rows are those of all units and gates.
 
     Muon's updates are scaled to the size that AdamW's usually have (0.2 per element), so that one learning rate
     serves both. `torch.optim.Muon` takes no third axis, and Lightning no second optimizer, hence this class.
 
     Args:
-        parameters: what to train, with names; those with ``bias`` in the name are biases.
+        parameters: what to train, with names; those with ``bias`` or ``diagonal`` in the name go to AdamW.
         lr: learning rate.
         momentum: of Muon, Nesterov's.
         betas: of AdamW.
         weight_decay: decoupled, on the matrices alone.
+        router_rate: factor on ``lr`` for those with ``router`` in the name.
     """
 
     def __init__(
@@ -46,11 +54,17 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.01,
+        router_rate: float = 1.0,
     ) -> None:
         named = list(parameters)
         groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in named if "bias" not in name], "matrices": True},
-            {"params": [p for name, p in named if "bias" in name], "matrices": False},
+            {
+                "params": [p for name, p in named if _is_vector(name) != matrices and ("router" in name) == router],
+                "matrices": matrices,
+                "lr": lr * (router_rate if router else 1.0),
+            }
+            for router in (False, True)
+            for matrices in (True, False)
         ]
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], defaults)
@@ -75,7 +89,10 @@ class MuonAdamW(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(gradient)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
         update = gradient.lerp(state["momentum"], group["momentum"])
-        if update.ndim == 3:
+        if update.ndim == 4:
+            matrices = update.flatten(1, 2)
+            update, shape = orthogonalise(matrices).view_as(update), matrices.shape[1:]
+        elif update.ndim == 3:
             count = update.shape.index(min(update.shape))
             matrices = update.movedim(count, 0)
             update, shape = orthogonalise(matrices).movedim(0, count), matrices.shape[1:]

@@ -1,0 +1,181 @@
+"""What trains a router: gates that can be differentiated, the losses on how much is used, and the calibration."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models import SlimDemucs
+from ..models.router import Router, max_entropy_shares
+
+
+def straight_through_gates(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """One-hot gates with the gradient of a Gumbel-softmax.
+
+    The temperature divides the logits before the noise is added: as it falls, sampling turns into the argmax of
+    inference, and what the losses hold for the samples holds for it.
+
+    Args:
+        logits: ``[..., n]``.
+        noise: standard Gumbel, ``[..., n]``.
+        temperature: positive.
+
+    Returns:
+        ``[..., n]``: one-hot of the largest noisy logit forward, softmax backward.
+
+    Source: E. Jang et al., arXiv 1611.01144; C. Maddison et al., arXiv 1611.00712.
+    """
+    soft = torch.softmax(logits / temperature + noise, dim=-1)
+    hard = F.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype)
+    # The bracket is exactly 0, so the value stays exactly one-hot.
+    return hard + (soft - soft.detach())
+
+
+class RoutingLoss(nn.Module):
+    """``beta * L_eff + gamma * L_bal``: use the budget on average, and all UFs.
+
+    The paper does not publish its formulas; these are this project's. Let item ``i`` with budget ``b_i`` choose gates
+    ``g_itj``, so that it uses ``u_i = mean_t sum_j v_j g_itj`` and UF ``j`` a share ``s_ij = mean_t g_itj`` of its
+    frames. Budgets are spread over the router's knots ``k`` by the hat weights ``w_ik``, and sums over items are
+    running ones, which forget by ``memory`` per step:
+
+        ``R_k = sum_i w_ik u_i / sum_i w_ik b_i``                       used over asked
+        ``L_eff = mean_i sum_k w_ik (log R_k)^2``
+        ``P_kj = sum_i w_ik s_ij / sum_i w_ik``, ``Q_kj`` the same of ``q_j(b_i)``
+        ``L_bal = mean_i sum_k w_ik sum_j P_kj log(P_kj / Q_kj)``
+
+    with ``q(b)`` the distribution over UFs of the largest entropy with mean ``b`` (`max_entropy_shares`).
+
+    - *Averages over the corpus, not over a clip.* A batch is a handful of clips; held to the budget in each, the
+      router could not give hard clips more than easy ones. The gradient is that of the running average: every clip
+      of a budget pays the same price per unit of use, ``2 log(R_k) / b``, whatever it uses itself.
+    - *Logarithms*, because 0.02 too much is little at a budget of 0.75 and a lot at 0.15.
+    - *Divergence from q(b)*, not from equal shares, which no small or large budget could have: at
+      ``L_bal = 0`` the mean is the budget, so the two terms do not pull against each other.
+    - *Linear in this batch*: the price is a constant of the step, so the mean over the processes of a distributed
+      run has the gradient of one process with all the items.
+
+    Args:
+        router: gives knots and UFs.
+        beta: weight of ``L_eff``. It pulls like a spring: the smaller, the further the use stays from the
+            budget, in the direction in which the enhancement loss pulls.
+        gamma: weight of ``L_bal``.
+        memory: share of the running sums that a step keeps.
+    """
+
+    used: Tensor
+    shares: Tensor
+    asked: Tensor
+    wanted: Tensor
+
+    def __init__(self, router: Router, beta: float = 1.0, gamma: float = 0.1, memory: float = 0.95) -> None:
+        super().__init__()
+        self.ufs, self.beta, self.gamma, self.memory = router.ufs, beta, gamma, memory
+        self.register_buffer("values", torch.tensor(router.ufs))
+        # Begin as if every knot had seen one item that did what was asked.
+        shares = max_entropy_shares(router.ufs, router.budgets)
+        used = shares @ torch.tensor(router.ufs)
+        for name, value in (("used", used), ("asked", used), ("shares", shares), ("wanted", shares)):
+            self.register_buffer(name, value.clone())
+
+    def forward(self, gates: Tensor, budget: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Count the gates of a step in, and return the loss.
+
+        Args:
+            gates: ``[B, frames, n_ufs]``, from `straight_through_gates`.
+            budget: ``[B]``.
+            weights: ``[B, knots]``, from `Router.knot_weights`.
+
+        Returns:
+            A scalar whose gradient is that of ``beta * L_eff + gamma * L_bal``, and the values of both for the log.
+        """
+        shares = gates.float().mean(1)
+        used = shares @ self.get_buffer("values")
+        self._remember(used.detach(), shares.detach(), budget, weights)
+        excess = torch.log(self.used / self.asked)
+        portions = self.shares / self.shares.sum(1, keepdim=True)
+        divergence = torch.log(portions.clamp(min=1e-6) * self.wanted.sum(1, keepdim=True) / self.wanted)
+        price = weights @ (2 * excess) / budget
+        pull = (price * used).mean() * self.beta + ((weights @ divergence) * shares).sum(1).mean() * self.gamma
+        efficiency = (weights @ excess.square()).mean()
+        balance = (weights @ (portions * divergence).sum(1)).mean()
+        value = self.beta * efficiency + self.gamma * balance
+        return value + (pull - pull.detach()), {"efficiency": efficiency, "balance": balance}
+
+    def _remember(self, used: Tensor, shares: Tensor, budget: Tensor, weights: Tensor) -> None:
+        wanted = max_entropy_shares(self.ufs, budget)
+        # What is wanted has a mean a little inside the range at its ends; asking for it keeps both losses consistent.
+        asked = wanted @ self.get_buffer("values")
+        sums = torch.cat([weights.t() @ x for x in (used[:, None], asked[:, None], shares, wanted)], dim=1)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        count = len(self.ufs)
+        for buffer, new in zip(
+            (self.used, self.asked, self.shares, self.wanted), sums.split([1, 1, count, count], dim=1), strict=True
+        ):
+            buffer.mul_(self.memory).add_(new.view_as(buffer))
+
+
+def difficulty(noisy: Tensor, clean: Tensor) -> Tensor:
+    """Level of the noise over that of the speech, ``[B]``, at least 0.1 (-20 dB) and at most 3.2 (10 dB).
+
+    The losses of recordings are nearly free of their signal-to-noise ratio, so that none is drowned by another. A
+    router trained by them alone would give nearly clean speech, where a wide network gains as many decibels, as much as
+    speech that can hardly be understood.
+    """
+    noise = (noisy - clean).square().mean((1, 2))
+    return (noise / clean.square().mean((1, 2)).clamp(min=1e-10)).clamp(0.01, 10).sqrt()
+
+
+@torch.no_grad()
+def frame_benefit(noisy: Tensor, clean: Tensor, wide: Tensor, narrow: Tensor, hop: int, frames: int) -> Tensor:
+    """What the widest width gains over a narrow one, around each frame: a measured value for the router to learn from.
+
+    The gradient of the gates says what a few channels more would do, to first order; two widths of one step, compared
+    frame by frame, say what they did. If the loss falls by so much per octave of width, a router that pays a price per
+    width finds its optimum at a width in proportion to it.
+
+    Args:
+        noisy: ``[B, 1, T]``.
+        clean: the same.
+        wide: output of the widest width.
+        narrow: output of a narrow one.
+        hop: samples per frame.
+        frames: of the router.
+
+    Returns:
+        ``[B, frames]``: difference of the mean absolute errors over five frames (80 ms), relative to the level of the
+        noisy signal.
+    """
+    level = noisy.square().mean(-1).sqrt().clamp(min=1e-4)
+    gain = ((narrow.float() - clean).abs() - (wide.float() - clean).abs())[:, 0]
+    per_frame = F.pad(gain, (0, frames * hop - gain.shape[1]))[:, : frames * hop].unflatten(1, (frames, hop)).mean(2)
+    return F.avg_pool1d(per_frame.unsqueeze(1), 5, 1, 2, count_include_pad=False)[:, 0] / level
+
+
+@torch.no_grad()
+def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
+    """Measure at which budgets the router really uses what, and let `Router.asked` make up for the difference.
+
+    Args:
+        model: with a router; its `Router.asked` is replaced.
+        noisy: ``[B, 1, T]``, sound of the usual kind: some hundred clips.
+    """
+    router = model.router
+    assert router is not None
+    router.asked.copy_(router.budgets)
+    steps = torch.linspace(0, 1, 4 * len(router.budgets) + 1, device=router.budgets.device)
+    grid = router.budgets[0] ** (1 - steps)
+    # What the router hears does not depend on the budget: once is enough.
+    state = router.initial_state(len(noisy))
+    signal = torch.cat([state.samples, noisy[:, 0] / model.config.reference_level], dim=1)
+    levels = router.levels(signal[:, : signal.shape[1] - noisy.shape[2] % model.hop])
+    ufs = levels.new_tensor(model.config.ufs)
+    choices = [router.logits(levels, budget.expand(len(noisy)), state.hidden)[0].argmax(2) for budget in grid]
+    used = torch.stack([ufs[choice].mean() for choice in choices]).cummax(0).values
+    # Where the use does not change over a stretch of budgets, any of them will do: take the first.
+    place = torch.searchsorted(used, router.budgets.clamp(used[0], used[-1])).clamp(1, len(grid) - 1)
+    low, high = used[place - 1], used[place]
+    share = ((router.budgets - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    router.asked.copy_(grid[place - 1].lerp(grid[place], share))

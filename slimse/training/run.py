@@ -1,0 +1,115 @@
+"""A run: from a recipe and folders of sound to weights, in one go or in several."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from ..checkpoint import load, save
+from ..models import PRESETS, RouterConfig, SlimDemucs
+from .config import TrainConfig
+from .data import TrainingData
+from .module import SlimmableTraining
+from .routing import calibrate
+
+_CALIBRATION_ITEMS = 100
+
+
+def prepare(config: TrainConfig, initial: SlimDemucs | None = None) -> SlimDemucs:
+    """The model that a run starts from: given, or as the recipe says, with a fresh router where one is needed."""
+    model = initial or (load(config.init) if config.init else SlimDemucs(PRESETS[config.preset]))
+    if not config.routed:
+        return model
+    if model.router is None:
+        bare = model
+        model = SlimDemucs(replace(bare.config, router=RouterConfig()))
+        model.load_state_dict({**model.state_dict(), **bare.state_dict()})
+    assert model.router is not None
+    # Training asks for what it wants, and the calibration belongs to the end of it.
+    model.router.asked.copy_(model.router.budgets)
+    return model
+
+
+def train(
+    config: TrainConfig,
+    data: Path,
+    out: Path,
+    valid: Path | None = None,
+    initial: SlimDemucs | None = None,
+    progress: bool = True,
+    devices: int | str = "auto",
+    nodes: int = 1,
+) -> Path:
+    """Run a recipe, or go on with it where ``out`` holds a checkpoint of it.
+
+    Args:
+        config: of the run.
+        data: folder with ``speech``, ``noise`` and, if there are any, ``rir``.
+        out: folder for ``last.ckpt``, logs, and the averaged weights ``model.safetensors``.
+        valid: folder with ``noisy`` and ``clean`` pairs to watch, or None.
+        initial: weights to start from (fine-tuning); ignored on resuming.
+        progress: show a progress bar.
+        devices: processes per machine, one per GPU or so many on the CPU; several train in step (DDP).
+        nodes: machines, each of which runs this, as started by ``torchrun``.
+
+    Returns:
+        The path of the weights.
+    """
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    model = prepare(config, initial)
+    module = SlimmableTraining(config, model)
+    out.mkdir(parents=True, exist_ok=True)
+    averaging = EMAWeightAveraging(decay=config.ema)
+    # One file, replaced after every `config.every` steps.
+    last = ModelCheckpoint(dirpath=out, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    trainer = lightning.Trainer(
+        default_root_dir=out,
+        devices=devices,
+        num_nodes=nodes,
+        max_steps=config.steps,
+        max_epochs=-1,
+        precision=config.precision,  # type: ignore[arg-type]
+        gradient_clip_val=config.clip,
+        callbacks=[averaging, last, LearningRateMonitor("step")],
+        logger=_loggers(out),
+        log_every_n_steps=min(25, config.every),
+        reload_dataloaders_every_n_epochs=1,
+        # The data module gives every process its own items.
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+    )
+    checkpoint = out / "last.ckpt"
+    source = TrainingData(data, valid, config, model.config.sample_rate)
+    trainer.fit(
+        module,
+        datamodule=source,
+        ckpt_path=os.fspath(checkpoint) if checkpoint.exists() else None,
+        weights_only=False,
+    )
+    weights = out / "model.safetensors"
+    if trainer.is_global_zero:
+        # At the end of `fit` the callback has put the averaged weights in place.
+        model = module.model.cpu()
+        if config.routed:
+            # Longer than segments of training: routers need a second to know a noise, and most sound is longer.
+            items = source.items(0, _CALIBRATION_ITEMS, config.seed + 1, 2 * config.seconds)
+            calibrate(model, torch.stack([items[index][0] for index in range(_CALIBRATION_ITEMS)]))
+        save(model, weights, notes={"training": config.to_dict()})
+    return weights
+
+
+def _loggers(out: Path) -> list[Logger]:
+    """A table always, and TensorBoard's files where it is installed."""
+    loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=50)]
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(out, name="tensorboard"))
+    return loggers

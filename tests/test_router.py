@@ -1,0 +1,226 @@
+"""The router decides from what a stream has, alike offline and live, within the budget's meaning."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import slimse
+from slimse import PRESETS, SlimDemucs, SlimDemucsConfig, Streamer
+from slimse.cli import app
+from slimse.models import RouterConfig
+from slimse.models.router import max_entropy_shares
+from slimse.profiling import profile
+
+CONFIG = replace(PRESETS["small"], router=RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4))
+
+
+def talkative(config=CONFIG, seed=0):
+    """A model whose router uses all of its widths on noise, which first weights do not."""
+    torch.manual_seed(seed)
+    model = SlimDemucs(config).eval().requires_grad_(False)
+    model.router.output.weight.normal_(std=4.0)
+    for table in (model.router.bias_ih, model.router.bias_logit):
+        table.normal_()
+    return model
+
+
+MODEL = talkative()
+NOISE = 0.05 * torch.randn(3, 4000, generator=torch.Generator().manual_seed(0))
+
+
+def stream(streamer, noisy, sizes, budgets=(None,)):
+    """Output and UFs of ``noisy`` fed in chunks of the given sizes, with the given budgets by turns."""
+    outputs, ufs, start, turn = [], [], 0, 0
+    while start < noisy.shape[-1]:
+        size = sizes[turn % len(sizes)]
+        outputs.append(streamer.feed(noisy[..., start : start + size], budget=budgets[turn % len(budgets)]))
+        ufs.append(streamer.ufs)
+        start, turn = start + size, turn + 1
+    outputs.append(streamer.flush())
+    return torch.cat(outputs, -1), torch.cat([*ufs, streamer.ufs], 1)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    samples=st.integers(1, 1500),
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=5),
+    budget=st.floats(0.125, 1.0),
+    seed=st.integers(0, 1000),
+)
+def test_streaming_decides_and_sounds_as_offline(samples, sizes, budget, seed):
+    noisy = 0.05 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+    out, ufs = stream(Streamer(MODEL, "auto", budget=budget), noisy, sizes)
+    assert torch.equal(ufs, MODEL.route(noisy[None, None], budget))
+    offline = MODEL(noisy[None, None], "auto", budget)[0, 0]
+    assert (out - offline).norm() <= 1e-5 * offline.norm() + 1e-7
+
+
+def test_paper_preset_streams_as_offline():
+    model = talkative(PRESETS["dynamic"], seed=1)
+    noisy = 0.05 * torch.randn(6000) * torch.logspace(-3, 1, 6000)
+    out, ufs = stream(Streamer(model, "auto", budget=0.4), noisy, [700, 1, 333])
+    assert len(ufs.unique()) > 1
+    assert torch.equal(ufs, model.route(noisy[None, None], 0.4))
+    offline = model(noisy[None, None], "auto", 0.4)[0, 0]
+    assert (out - offline).norm() < 1e-5 * offline.norm()
+
+
+def test_auto_is_the_routed_ufs():
+    ufs = MODEL.route(NOISE[:, None], 0.3)
+    assert ufs.shape == (3, MODEL.frames(4000))
+    assert len(ufs.unique()) > 1
+    assert torch.equal(MODEL(NOISE[:, None], "auto", 0.3), MODEL(NOISE[:, None], ufs))
+
+
+def test_every_stream_has_its_own_budget():
+    budgets = torch.tensor([0.15, 0.3, 0.9])
+    together = MODEL.route(NOISE[:, None], budgets)
+    alone = torch.cat([MODEL.route(NOISE[i, None, None], float(b)) for i, b in enumerate(budgets)])
+    assert torch.equal(together, alone)
+    out, ufs = stream(Streamer(MODEL, "auto", budget=budgets, streams=3), NOISE, [500])
+    assert torch.equal(ufs, together)
+    assert out.shape == NOISE.shape
+
+
+def test_the_budget_may_change_at_any_frame():
+    noisy, first, hop = NOISE[0], MODEL.first_samples, MODEL.hop
+    sizes = [first + 20 * hop, 4000]
+    _, ufs = stream(Streamer(MODEL, "auto", budget=0.2), noisy, sizes, [None, 0.9])
+    low, high = (MODEL.route(noisy[None, None], budget) for budget in (0.2, 0.9))
+    assert torch.equal(ufs[:, :21], low[:, :21])
+    assert not torch.equal(ufs[:, 21:], low[:, 21:])
+    # What was said before is remembered, and fades.
+    assert (ufs[:, -20:] == high[:, -20:]).float().mean() > 0.5
+
+
+def test_a_budget_takes_over_from_a_fixed_width():
+    streamer = Streamer(MODEL, 0.5)
+    streamer.feed(NOISE[0, :1000])
+    assert streamer.ufs.unique().tolist() == [0.5]
+    streamer.feed(NOISE[0, 1000:], budget=0.3)
+    assert len(streamer.ufs.unique()) > 1
+
+
+def test_a_saved_stream_goes_on_as_it_would_have():
+    streamer = Streamer(MODEL, "auto", budget=0.3)
+    streamer.feed(NOISE[0, :1500])
+    state = streamer.state
+    rest = torch.cat([streamer.feed(NOISE[0, 1500:]), streamer.flush()])
+    again = Streamer(MODEL, "auto", budget=0.3)
+    again.state = state
+    assert torch.equal(torch.cat([again.feed(NOISE[0, 1500:]), again.flush()]), rest)
+
+
+def test_a_decision_rests_on_samples_that_are_there():
+    noisy = NOISE[:1, None].clone()
+    before = MODEL.route(noisy, 0.3)
+    frame = 30
+    noisy[:, :, MODEL.first_samples + frame * MODEL.hop :] *= -30
+    after = MODEL.route(noisy, 0.3)
+    assert torch.equal(before[:, : frame + 1], after[:, : frame + 1])
+    assert not torch.equal(before, after)
+
+
+def test_channels_share_a_decision():
+    streamer = Streamer(MODEL, "auto", budget=0.3, streams=3, shared=True)
+    _, ufs = stream(streamer, NOISE, [300])
+    assert torch.equal(ufs[0], ufs[1])
+    assert torch.equal(ufs[0], ufs[2])
+    # A channel of opposite sign must not silence the other for the router.
+    pair = torch.stack([NOISE[0], -NOISE[0]])
+    assert slimse.enhance(pair, 16_000, "auto", budget=0.3, model=MODEL).shape == pair.shape
+
+
+def test_first_weights_share_by_the_budget():
+    router = SlimDemucs("dynamic").requires_grad_(False).router
+    for budget in (0.15, 0.3, 0.6, 0.9):
+        weights = router.knot_weights(torch.tensor([budget]))
+        assert float(weights.sum()) == pytest.approx(1, abs=1e-5)
+        mean = (torch.softmax(weights @ router.bias_logit, -1) * torch.tensor(CONFIG.ufs)).sum()
+        assert float(mean) == pytest.approx(budget, abs=0.07)
+    shares = max_entropy_shares(CONFIG.ufs, torch.tensor([0.125, 0.25, 0.6, 1.0]))
+    assert (shares > 0).all()
+    assert (shares @ torch.tensor(CONFIG.ufs))[1:3].tolist() == pytest.approx([0.25, 0.6], abs=1e-5)
+
+
+def test_cost_is_small_and_printed():
+    model = SlimDemucs("dynamic")
+    result = profile(model)
+    assert result.router_macs_per_sample < 0.05 * result.widths[0].macs_per_sample
+    # One window per 32 samples, then the recurrent layer, two table rows and the logits once per frame of 256.
+    by_hand = 48 * 128 / 32 + (3 * 64 * 48 + 3 * 64 + 64 * 4 + 2 * (3 * 64 + 4)) / 256
+    assert result.router_macs_per_sample == pytest.approx(by_hand)
+    assert result.widths == profile(SlimDemucs("paper")).widths
+    half = result.macs_per_sample(torch.tensor([0.125, 1.0]))
+    costs = [result.widths[0].macs_per_sample, result.widths[-1].macs_per_sample]
+    assert half == pytest.approx(sum(costs) / 2 + by_hand)
+    printed = CliRunner().invoke(app, ["profile", "dynamic"]).output
+    assert "router" in printed
+    assert f"+{by_hand:,.0f}" in printed
+
+
+def test_weights_with_and_without_a_router_are_read(tmp_path):
+    for name, model in (("with", MODEL), ("without", SlimDemucs("small"))):
+        slimse.save(model, tmp_path / f"{name}.safetensors")
+        again = slimse.load(tmp_path / f"{name}.safetensors")
+        assert again.config == model.config
+    assert torch.equal(
+        slimse.load(tmp_path / "with.safetensors").route(NOISE[:, None], 0.3), MODEL.route(NOISE[:, None], 0.3)
+    )
+    older = PRESETS["small"].to_dict()
+    del older["router"]
+    assert SlimDemucsConfig.from_dict(older) == PRESETS["small"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SlimDemucs("small")(NOISE[:, None], "auto", 0.3), "no router"),
+        (lambda: SlimDemucs("small").route(NOISE[:, None], 0.3), "no router"),
+        (lambda: Streamer(SlimDemucs("small"), "auto", budget=0.3), "no router"),
+        (lambda: MODEL(NOISE[:, None], "auto"), "no budget"),
+        (lambda: MODEL(NOISE[:, None], 0.5, 0.3), r"0\.5 with budget = 0\.3"),
+        (lambda: MODEL.route(NOISE[:, None], 0.1), r"budget = 0\.1: expected a mean UF from 0\.125 to 1"),
+        (lambda: MODEL.route(NOISE[:, None], float("nan")), "budget = nan"),
+        (lambda: MODEL.route(NOISE[:, None], torch.ones(2)), r"shape \(2,\): expected a number or \[3\]"),
+        (lambda: RouterConfig(units=0), "units = 0"),
+        (lambda: RouterConfig(kernel_size=8), "kernel_size = 8"),
+        (lambda: replace(PRESETS["small"], router=RouterConfig(stride=24)), "stride = 24"),
+        (lambda: replace(PRESETS["dns48"], router=RouterConfig()), "normalize = True"),
+    ],
+)
+def test_errors_say_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_enhance_command_takes_a_budget_or_a_word(tmp_path):
+    slimse.save(MODEL, tmp_path / "router.safetensors")
+    slimse.save(SlimDemucs("small"), tmp_path / "none.safetensors")
+    soundfile.write(tmp_path / "in.wav", NOISE[:2].numpy().T, 16_000)
+
+    def run(weights, name, *options):
+        target = tmp_path / f"{name}.wav"
+        arguments = ["enhance", str(tmp_path / "in.wav"), "-o", str(target), "--weights", str(tmp_path / weights)]
+        return CliRunner().invoke(app, [*arguments, *options]), target
+
+    for name, options in (("budget", ("--budget", "0.3")), ("word", ("--quality", "balanced"))):
+        result, target = run("router.safetensors", name, *options)
+        assert result.exit_code == 0, result.output
+        expected = slimse.enhance(NOISE[:2], 16_000, "auto", budget=0.3, model=MODEL)
+        assert np.abs(soundfile.read(target)[0].T - expected.numpy()).max() < 1e-4
+    for weights, options, message in (
+        ("none.safetensors", ("--quality", "low"), "no router"),
+        ("router.safetensors", ("--uf", "0.5", "--budget", "0.3"), "exclude each other"),
+        ("router.safetensors", ("--budget", "2"), "budget = 2.0"),
+    ):
+        result, target = run(weights, "bad", *options)
+        assert result.exit_code == 2
+        assert message in result.output
+        assert not target.exists()
