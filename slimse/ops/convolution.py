@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,7 +89,7 @@ def slim_linear_glu(
     weight: Tensor,
     bias: Tensor,
     width: Width,
-    cut: Literal["input", "output"],
+    cut: str,
     skip: Tensor | None = None,
 ) -> Tensor:
     """Pointwise layer and GLU, with the active prefix of its input or of its output.
@@ -102,7 +100,7 @@ def slim_linear_glu(
             ``[C_out, 2, C_in]``, value row and gate row of a unit side by side. Rows ``[:k]`` are read.
         bias: cut on the input ``[2 * C_out]``, on the output ``[C_out, 2]``.
         width: active channels over the ``T`` positions.
-        cut: which side ``width`` is of.
+        cut: which side ``width`` is of, ``"input"`` or ``"output"``.
         skip: added to ``x`` first; as ``x``.
 
     Returns:
