@@ -37,12 +37,16 @@ def slim_conv1d(
         ``[B, P, C_out]`` with zeros in inactive channels; for a ``width_out`` that is a number ``[B, P, width_out]``.
         ``P = floor((T + 2 padding - dilation (K - 1) - 1) / stride) + 1``.
     """
-    k_in, k_out = max_width(width_in, weight.shape[2]), max_width(width_out, weight.shape[0])
-    columns = apply_width(x[..., :k_in], width_in).mT
-    rows = weight[:k_out, :, :k_in].mT
-    out = F.conv1d(columns, rows, None if bias is None else bias[:k_out], stride, padding, dilation)
-    out = apply_width(torch.relu(out.mT) if relu else out.mT, width_out)
-    return _filled(out, width_out, weight.shape[0])
+    channels = weight.shape[0]
+    k_in, k_out = max_width(width_in, weight.shape[2]), max_width(width_out, channels)
+    x, weight = apply_width(x[..., :k_in], width_in), weight[:k_out, :, :k_in]
+    bias = None if bias is None else bias[:k_out]
+    if weight.shape[1] == stride == 1 and padding == 0:
+        out = F.linear(x, weight[:, 0], bias)
+    else:
+        out = F.conv1d(x.mT, weight.mT, bias, stride, padding, dilation).mT
+    out = apply_width(torch.relu(out) if relu else out, width_out)
+    return _filled(out, width_out, channels)
 
 
 def slim_conv_transpose1d(
