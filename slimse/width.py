@@ -121,12 +121,13 @@ class WidthSet(tuple[float, ...]):
         """Positions in this set of a tensor of UFs (int64, same shape).
 
         Raises:
-            ValueError: if any value is not in the set; the message names the value and the set.
+            ValueError: if any value is not in the set (not looked for under a compiler); the message names both.
         """
-        table = torch.tensor(self, device=uf.device, dtype=uf.dtype if uf.is_floating_point() else torch.float32)
+        table = torch.tensor([*self], device=uf.device, dtype=uf.dtype if uf.is_floating_point() else torch.float32)
         hit = uf.unsqueeze(-1) == table
         found = hit.any(-1)
-        if not bool(found.all()):
+        # A compiler cannot look at values, and takes them as they are.
+        if not torch.compiler.is_compiling() and not bool(found.all()):
             raise ValueError(f"uf = {uf[~found].flatten()[0].item():g} is not one of this model's widths {tuple(self)}")
         return hit.to(torch.int8).argmax(-1)
 

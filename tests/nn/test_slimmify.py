@@ -65,6 +65,16 @@ def test_each_width_trains_its_own_rows():
     assert not slim.rnn.weight_hh_l0.grad[3:].any()
 
 
+@torch.no_grad()
+def test_compiled_networks_follow_the_width():
+    _, slim = make_slim()
+    compiled, x = torch.compile(slim, backend="aot_eager"), torch.randn(1, 1, 60)
+    for uf in (0.25, 1.0, 0.5):
+        with slimse.at(uf):
+            torch.testing.assert_close(compiled(x), slim(x))
+    torch.compiler.reset()
+
+
 def test_threads_and_failures_leave_no_width_behind():
     _, slim = make_slim()
     x = torch.randn(1, 1, 60)

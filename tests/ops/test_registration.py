@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slimse import ops
+from slimse import SlimDemucs, ops
 from slimse.width import SoftWidth
 
 
@@ -211,3 +211,17 @@ def test_autocast_reaches_products_but_not_states():
             assert 0 < float((rounded - plain).norm() / plain.norm()) < 0.02
         out, state = ops.slim_gru(arguments[0].bfloat16(), *arguments[1:])
     assert out.dtype == state.dtype == torch.float32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_whole_network_exports_and_compiles(ragged):
+    model, noisy = SlimDemucs("small").eval(), torch.randn(2, 1, 400)
+    uf = torch.tensor([0.25, 1.0]) if ragged else 0.25
+    expected = model(noisy, uf)
+    program = torch.export.export(model, (noisy, uf))
+    torch.testing.assert_close(program.module()(noisy, uf), expected)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(noisy, uf), expected)
+    # Nothing of the tracers stays behind.
+    assert torch.equal(model(noisy, uf), expected)
