@@ -95,15 +95,20 @@ def register(
 
         @functools.wraps(twin)
         def call(*args: Any, backend: str = "auto", precision: str = "ieee", **kwargs: Any) -> R:
+            x = args[0] if args else kwargs[names[0]]
+            device = x.device.type
+            ambient = torch.is_autocast_enabled(device)
+            if device == "cpu" and backend != "triton" and not ambient and not torch.compiler.is_compiling():
+                # The short way: a frame of a stream calls a dozen ops, and each microsecond counts.
+                check_backend(backend, precision)
+                return twin(*args, **kwargs)
             values = {**op.defaults, **dict(zip(names, args, strict=False)), **kwargs}
             if len(args) > len(names) or values.keys() != op.kinds.keys():
                 raise TypeError(f"{name} takes {names}, got {len(args)} positional arguments and {sorted(kwargs)}")
-            x = values[names[0]]
-            device = x.device.type
             soft = any(isinstance(value, SoftWidth) for value in values.values())
             chosen = _choose(name, backend, precision, x, soft)
             direct = soft or (chosen == "torch" and not torch.compiler.is_compiling())
-            if torch.is_autocast_enabled(device) and not (direct and autocast):
+            if ambient and not (direct and autocast):
                 dtype = torch.get_autocast_dtype(device) if autocast else op.weight(values).dtype
                 values = {key: pytree.tree_map(functools.partial(_cast, dtype=dtype), values[key]) for key in names}
                 with torch.autocast(device, enabled=False):
