@@ -2,9 +2,10 @@
 
     python bench/resources.py --target sm_90
 
-prints what each compiled kernel needs (registers, shared memory), the occupancy that these allow at most and the kind of
-its matrix instructions, and exits with 1 if any on an NVIDIA target spills, does not fit, or multiplies half precision
-or TF32 without tensor cores. `--quick` compiles a part that stands for the whole, `--json` prints one object a line.
+prints what each compiled kernel needs (registers, shared memory), the occupancy that these allow at most and the kind
+of its matrix instructions, and exits with 1 if any on an NVIDIA target spills, does not fit, or multiplies half
+precision or TF32 without tensor cores. `--quick` compiles a part that stands for the whole, `--json` prints one object
+a line.
 
 The launchers themselves are called, on tensors without memory, and Triton compiles what they launch instead of
 launching it: arguments, constants and their specialisation are those of a real call. No time is measured here.
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +30,14 @@ from unittest import mock
 import torch
 import triton
 from slimse.kernels import decoder_block, encoder_block, launching
+from slimse.kernels.diagonal_gru import diagonal_gru_backward, diagonal_gru_forward
+from slimse.kernels.slim_conv1d import slim_conv1d_backward, slim_conv1d_forward
+from slimse.kernels.slim_conv_transpose1d import slim_conv_transpose1d_backward, slim_conv_transpose1d_forward
+from slimse.kernels.slim_gru import slim_gru_forward
+from slimse.kernels.slim_gru_backward import slim_gru_backward
+from slimse.kernels.slim_linear_glu import slim_linear_glu_backward, slim_linear_glu_forward
+from slimse.kernels.slim_lstm import slim_lstm_forward
+from slimse.kernels.slim_lstm_backward import slim_lstm_backward
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -175,90 +185,131 @@ def complaints(resources: Resources, target: Target, dtype: str) -> list[str]:
 
 Case = tuple[str, Callable[[], object]]
 
+CONFIG = PRESETS["paper"]
 
-class Empty:
-    """Makes tensors without memory."""
 
-    def __init__(self, dtype: torch.dtype, precision: str) -> None:
-        self.dtype = dtype
-        self.precision = precision
+@dataclass(frozen=True)
+class Cases:
+    """Calls of the launchers on tensors without memory.
 
-    def __call__(self, *shape: int) -> Tensor:
+    Args:
+        dtype: of all tensors.
+        precision: of float32 products.
+        batch: items.
+        frames: of 16 ms.
+        quick: only one level, and a width per position.
+    """
+
+    dtype: torch.dtype
+    precision: str
+    batch: int
+    frames: int
+    quick: bool
+
+    def __iter__(self) -> Iterator[Case]:
+        """All of them, by name."""
+        for level in (3,) if self.quick else range(1, CONFIG.depth + 1):
+            yield from self.encoder(level)
+            yield from self.decoder(level)
+        yield from self.layers()
+        yield from self.recurrent()
+
+    def empty(self, *shape: int) -> Tensor:
         """A tensor of the case's dtype."""
         return torch.empty(shape, dtype=self.dtype, device="meta")
 
-    def widths(self, batch: int, positions: int, channels: int, *, quick: bool) -> Iterator[tuple[str, int | Tensor]]:
-        """A width per position, all channels, and the narrow widths; ``quick`` stops after the first."""
-        yield "ragged", torch.empty(batch, positions, dtype=torch.int32, device="meta")
-        for uf in () if quick else reversed(PRESETS["paper"].ufs):
-            yield f"{uf:g}", PRESETS["paper"].ufs.channels(uf, channels)
+    def widths(self, positions: int, channels: int) -> Iterator[tuple[str, int | Tensor]]:
+        """A width per position, then all channels, then the narrow widths."""
+        yield "ragged", torch.empty(self.batch, positions, dtype=torch.int32, device="meta")
+        for uf in () if self.quick else reversed(CONFIG.ufs):
+            yield f"{uf:g}", CONFIG.ufs.channels(uf, channels)
 
-
-def encoder_cases(empty: Empty, batch: int, frames: int, *, quick: bool) -> Iterator[Case]:
-    """Every encoder block, forward and backward."""
-    config = PRESETS["paper"]
-    for level in (3,) if quick else range(1, config.depth + 1):
-        inputs, channels, stride = config.channels(level - 1), config.channels(level), config.stride
-        time = frames * stride ** (config.depth - level + 1) + config.kernel_size - stride
-        x = empty(batch, time, inputs)
-        weights = (
-            empty(channels, config.kernel_size * inputs),
-            empty(channels),
-            empty(channels, 2 * channels),
-            empty(2 * channels),
+    def encoder(self, level: int) -> Iterator[Case]:
+        """An encoder block, forward and backward."""
+        inputs, channels, stride, kernel = CONFIG.channels(level - 1), CONFIG.channels(level), CONFIG.stride, 8
+        positions = self.frames * stride ** (CONFIG.depth - level)
+        x, grad = (
+            self.empty(self.batch, (positions - 1) * stride + kernel, inputs),
+            self.empty(self.batch, positions, channels),
         )
-        positions = (time - config.kernel_size) // stride + 1
-        grad = empty(batch, positions, channels)
-        for name, width in empty.widths(batch, positions, channels, quick=quick):
+        shapes = ((channels, kernel * inputs), (channels,), (channels, 2 * channels), (2 * channels,))
+        weights = [self.empty(*shape) for shape in shapes]
+        for name, width in self.widths(positions, channels):
             order = None if isinstance(width, int) else launching.by_width(width)
-            args = (x, *weights, width, stride)
-            options = {"order": order, "precision": empty.precision}
-            yield (
-                f"encoder {level} forward {name}",
-                lambda args=args, options=options: encoder_block.encoder_block_forward(*args, **options),
-            )
+            given = (x, *weights, width, stride)
+            call = {"order": order, "precision": self.precision}
+            yield f"encoder {level} forward {name}", partial(encoder_block.encoder_block_forward, *given, **call)
             yield (
                 f"encoder {level} backward {name}",
-                lambda args=args, options=options, grad=grad: encoder_block.encoder_block_backward(
-                    grad, *args, **options
-                ),
+                partial(encoder_block.encoder_block_backward, grad, *given, **call),
             )
 
-
-def decoder_cases(empty: Empty, batch: int, frames: int, *, quick: bool) -> Iterator[Case]:
-    """Every decoder block, forward (skip, bias and ReLU in the launch) and backward."""
-    config = PRESETS["paper"]
-    for level in (3,) if quick else range(1, config.depth + 1):
-        outputs, channels, stride = config.channels(level - 1), config.channels(level), config.stride
-        time = frames * stride ** (config.depth - level)
-        x = empty(batch, time, channels)
-        weights = (
-            empty(channels, 2, channels),
-            empty(channels, 2),
-            empty(channels, config.kernel_size * outputs),
-        )
-        reach = config.kernel_size // stride
-        grad = empty(batch, (time + reach - 1) * stride, outputs)
-        for name, width in empty.widths(batch, time, channels, quick=quick):
+    def decoder(self, level: int) -> Iterator[Case]:
+        """A decoder block, forward (skip, bias and ReLU in the launch) and backward."""
+        outputs, channels, stride, reach = CONFIG.channels(level - 1), CONFIG.channels(level), CONFIG.stride, 2
+        time = self.frames * stride ** (CONFIG.depth - level)
+        x, grad = self.empty(self.batch, time, channels), self.empty(self.batch, (time + reach - 1) * stride, outputs)
+        shapes = ((channels, 2, channels), (channels, 2), (channels, reach * stride * outputs))
+        weights = [self.empty(*shape) for shape in shapes]
+        finish = {"conv_bias": self.empty(outputs), "relu": level > 1}
+        for name, width in self.widths(time, channels):
             order = None if isinstance(width, int) else decoder_block.decoder_order(width, reach)
-            args = (x, *weights, width, stride, outputs)
-            options = {"skip": x, "order": order, "precision": empty.precision}
-            finish = {"conv_bias": empty(outputs), "relu": level > 1}
-            yield (
-                f"decoder {level} forward {name}",
-                lambda args=args, options=options, finish=finish: decoder_block.decoder_block_forward(
-                    *args, **options, **finish
-                ),
-            )
+            given = (x, *weights, width, stride, outputs)
+            call = {"skip": x, "order": order, "precision": self.precision}
+            forward = partial(decoder_block.decoder_block_forward, *given, **call, **finish)
+            yield f"decoder {level} forward {name}", forward
             yield (
                 f"decoder {level} backward {name}",
-                lambda args=args, options=options, grad=grad: decoder_block.decoder_block_backward(
-                    grad, *args, **options
-                ),
+                partial(decoder_block.decoder_block_backward, grad, *given, **call),
             )
 
+    def layers(self) -> Iterator[Case]:
+        """Layers of their own: convolutions of 64 channels and 5 taps, and the pointwise layer with GLU."""
+        channels, time, call = 64, 4 * self.frames, {"precision": self.precision}
+        x, weight = self.empty(self.batch, time, channels), self.empty(channels, 5, channels)
+        bias = self.empty(channels)
+        for name, width in self.widths(time, channels):
+            given = (x, weight, bias, width, width, 1, 2)
+            narrow = x if isinstance(width, Tensor) else x[:, :, :width]
+            yield f"conv forward {name}", partial(slim_conv1d_forward, *given, **call)
+            yield f"conv backward {name}", partial(slim_conv1d_backward, narrow, *given, **call)
+            yield f"transpose forward {name}", partial(slim_conv_transpose1d_forward, *given, **call)
+            yield f"transpose backward {name}", partial(slim_conv_transpose1d_backward, narrow, *given, **call)
+            for cut, shapes in (
+                ("input", ((channels, 2 * channels), (2 * channels,))),
+                ("output", ((channels, 2, channels), (channels, 2))),
+            ):
+                pointwise = (x, *(self.empty(*shape) for shape in shapes), width, cut, x)
+                grad = narrow if cut == "output" else x
+                yield f"glu {cut} forward {name}", partial(slim_linear_glu_forward, *pointwise, **call)
+                yield f"glu {cut} backward {name}", partial(slim_linear_glu_backward, grad, *pointwise, **call)
 
-FAMILIES = (encoder_cases, decoder_cases)
+    def recurrent(self) -> Iterator[Case]:
+        """The bottleneck's grouped GRU, its LSTM, and the router's diagonal GRU."""
+        batch, time, channels, groups = self.batch, self.frames, CONFIG.channels(CONFIG.depth), CONFIG.groups
+        units = channels // groups
+        x, state = self.empty(batch, time, channels), self.empty(groups, batch, units)
+        records = (groups, units, 3)
+        weights = [self.empty(*records, units), self.empty(*records, units), self.empty(*records), self.empty(*records)]
+        call = {"precision": self.precision}
+        for name, width in (*self.widths(time, units), ("1", units)):
+            given = (x, *weights, width, state)
+            yield f"gru forward {name}", partial(slim_gru_forward, *given, **call)
+            yield f"gru backward {name}", partial(slim_gru_backward, x, state, x, *given, **call)
+        records = (channels, 4)
+        weights = [self.empty(*records, channels), self.empty(*records, channels), self.empty(*records)]
+        pair = (self.empty(batch, channels), self.empty(batch, channels))
+        for name, width in self.widths(time, channels):
+            given = (x, *weights, width, pair)
+            narrow = x if isinstance(width, Tensor) else x[:, :, :width]
+            yield f"lstm forward {name}", partial(slim_lstm_forward, *given, **call)
+            yield f"lstm backward {name}", partial(slim_lstm_backward, narrow, pair, narrow, *given, **call)
+        units, state = 64, self.empty(batch, 64)
+        given = (self.empty(batch, time, 3, units), self.empty(3, units), self.empty(3, units), state)
+        out = self.empty(batch, time, units)
+        yield "diagonal gru forward", partial(diagonal_gru_forward, *given)
+        yield "diagonal gru backward", partial(diagonal_gru_backward, out, state, out, *given)
+
 
 QUICK = {"sm_80": ("bf16",), "sm_90": tuple(DTYPES), "sm_100": ("fp16",), "gfx942": ("fp32",)}
 """What `--quick` compiles: everything for one chip, one dtype for each of the others."""
@@ -266,30 +317,26 @@ QUICK = {"sm_80": ("bf16",), "sm_90": tuple(DTYPES), "sm_100": ("fp16",), "gfx94
 
 def rows(target: str, dtype: str, *, quick: bool, match: str = "") -> Iterator[dict[str, object]]:
     """Compile and measure; one row for every kernel that differs from all before it."""
-    empty = Empty(*DTYPES[dtype])
     seen = set()
-    frames = round(SECONDS * 62.5)
-    sizes = [(CLIPS, frames)] if quick else [(CLIPS, frames), (1, 1)]
-    for batch, count in sizes:
-        for family in FAMILIES:
-            for name, call in family(empty, batch, count, quick=quick):
-                if match not in name:
+    for batch, frames in ((CLIPS, round(SECONDS * 62.5)), (1, 1))[: 1 if quick else 2]:
+        for name, call in Cases(*DTYPES[dtype], batch, frames, quick):
+            if match not in name:
+                continue
+            with compiling(TARGETS[target]) as compiled:
+                call()
+            for kernel, result in compiled:
+                if result.hash in seen:
                     continue
-                with compiling(TARGETS[target]) as compiled:
-                    call()
-                for kernel, result in compiled:
-                    if result.hash in seen:
-                        continue
-                    seen.add(result.hash)
-                    resources = measure(result, TARGETS[target])
-                    yield {
-                        "target": target,
-                        "dtype": dtype,
-                        "case": f"{name}, batch {batch}",
-                        "kernel": f"{kernel.__module__.rsplit('.', 1)[-1]}.{kernel.__name__.strip('_')}",
-                        **asdict(resources),
-                        "wrong": complaints(resources, TARGETS[target], dtype),
-                    }
+                seen.add(result.hash)
+                resources = measure(result, TARGETS[target])
+                yield {
+                    "target": target,
+                    "dtype": dtype,
+                    "case": f"{name}, batch {batch}",
+                    "kernel": f"{kernel.__module__.rsplit('.', 1)[-1]}.{kernel.__name__.strip('_')}",
+                    **asdict(resources),
+                    "wrong": complaints(resources, TARGETS[target], dtype),
+                }
 
 
 def main() -> None:
@@ -302,7 +349,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a Markdown table")
     args = parser.parse_args()
     wrong = 0
-    columns = ("target", "dtype", "case", "kernel", "registers", "spilled", "shared", "warps", "occupancy", "instruction")
+    columns = (
+        "target",
+        "dtype",
+        "case",
+        "kernel",
+        "registers",
+        "spilled",
+        "shared",
+        "warps",
+        "occupancy",
+        "instruction",
+    )
     if not args.json:
         print("|", " | ".join(columns), "| wrong |\n|" + " --- |" * (len(columns) + 1))
     for target in args.target or TARGETS:
