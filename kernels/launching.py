@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,16 +27,56 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """``batch * per_item`` rows of a channels-last tensor, each a contiguous run; consecutive rows may overlap.
+class BlockConfig:
+    """Launch parameters of the forward pass of a block.
 
-    Row ``p`` of item ``b`` starts ``b * stride_b + p * step`` elements into ``data`` and is ``length`` long.
+    Args:
+        fused: one launch that keeps the hidden channels on chip, or two that write them out.
+        block_t: rows of a tile.
+        block_c: output columns of a tile.
+        block_h: hidden channels per step of the loop over the width.
+        block_k: input elements per step.
+        num_warps: of a program.
+        num_stages: of the software pipeline.
+    """
+
+    fused: bool
+    block_t: int
+    block_c: int
+    block_h: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def launch_options(self) -> dict[str, int]:
+        """Keyword arguments of `launch` for the fused kernel: block sizes in upper case."""
+        fields = asdict(self)
+        del fields["fused"]
+        return {key.upper() if key.startswith("block_") else key: value for key, value in fields.items()}
+
+
+class Prefix(NamedTuple):
+    """Active units of rows: as many as ``rows`` says of each (int32), at most than ``bound``; or ``bound`` of all."""
+
+    bound: int
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``batch * per_item`` rows of a channels-last tensor, each ``taps`` runs of ``length`` elements.
+
+    Run ``i`` of row ``p`` starts at position ``p * stride + i * dilation - padding`` of its item; positions lie
+    ``channels`` elements apart. Outside of an item all is zero. Rows may overlap.
     """
 
     data: Tensor
     per_item: int
-    step: int
+    stride: int
     length: int
+    taps: int = 1
+    dilation: int = 1
+    padding: int = 0
 
     @property
     def count(self) -> int:
@@ -44,27 +84,56 @@ class Rows:
         return self.data.shape[0] * self.per_item
 
     @property
+    def channels(self) -> int:
+        """Elements between positions."""
+        return self.data.stride(1) if self.data.shape[1] > 1 else self.data.shape[2]
+
+    @property
     def stride_b(self) -> int:
-        """Elements between the items of the batch."""
-        return self.data.stride(0)
+        """Positions between the items of the batch.
+
+        The size of a position is known when a kernel is compiled; an offset in elements would be compiled for as a
+        multiple of 16 and again as none.
+        """
+        return self.data.stride(0) // self.channels if self.data.shape[0] > 1 else 0
 
     @classmethod
     def windows(cls, x: Tensor, stride: int, length: int) -> Rows:
         """The windows of a strided convolution over ``x``: ``length`` elements every ``stride`` positions."""
-        x, channels = packed_time(x), x.shape[-1]
+        x, channels = packed_channels(x), x.shape[2]
         per_item = max((x.shape[1] * channels - length) // (stride * channels) + 1, 0)
-        return cls(x, per_item, stride * channels, length)
+        return cls(x, per_item, stride, length)
 
     @classmethod
     def positions(cls, x: Tensor) -> Rows:
         """Every position of ``x`` as a row."""
-        return cls(packed_time(x), x.shape[1], x.shape[2], x.shape[2])
+        return cls(packed_time(x), x.shape[1], 1, x.shape[2])
+
+    @property
+    def plain(self) -> bool:
+        """Whether no row reaches out of its item."""
+        return self.taps == 1 and self.padding == 0
+
+    def constants(self, *names: str) -> dict[str, int]:
+        """The fields called ``names`` as constants of a kernel; all of them by default."""
+        names = names or ("stride", "channels", "length", "taps", "dilation", "padding")
+        return {name.upper(): getattr(self, name) for name in names}
 
 
 def packed_time(x: Tensor) -> Tensor:
-    """``x`` itself where the positions of an item lie side by side (slices along time or batch do), else a copy."""
-    packed = x.stride(2) == 1 or x.shape[2] == 1
-    return x if packed and (x.stride(1) == x.shape[2] or x.shape[1] <= 1) else x.contiguous()
+    """``x`` itself where channels lie side by side and items a whole number of positions apart, else a copy."""
+    batch, time, channels = x.shape
+    if x.numel() == 0 or (x.stride(2) != 1 and channels > 1):
+        return x.contiguous()
+    step = x.stride(1) if time > 1 else channels
+    whole = step >= channels and (batch == 1 or x.stride(0) % step == 0)
+    return x if whole else x.contiguous()
+
+
+def packed_channels(x: Tensor) -> Tensor:
+    """As `packed_time`, and the positions of an item lie side by side, as windows that span several want it."""
+    x = packed_time(x)
+    return x if x.shape[1] <= 1 or x.stride(1) == x.shape[2] else x.contiguous()
 
 
 def check_shapes(**expected: tuple[Tensor, tuple[int, ...]]) -> None:
@@ -97,14 +166,94 @@ def check_input(name: str, x: Tensor, weight: Tensor, channels: int) -> None:
         raise ValueError(f"{name} is {x.dtype} on {x.device}: the weights are {weight.dtype} on {weight.device}")
 
 
+def skip_rows(x: Tensor, skip: Tensor | None, weight: Tensor) -> Rows | None:
+    """Rows of what is added to ``x``, or None.
+
+    Raises:
+        ValueError: if it is not as ``x``.
+    """
+    if skip is None:
+        return None
+    check_input("skip", skip, weight, x.shape[2])
+    if skip.shape != x.shape:
+        raise ValueError(f"skip has shape {tuple(skip.shape)}: expected {tuple(x.shape)}, as x")
+    return Rows.positions(skip)
+
+
+def check_convolution(
+    weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int, *, bias_axis: int
+) -> tuple[int, int, int]:
+    """Check the weight and the bias of a convolution and its geometry; return the weight's sizes.
+
+    Raises:
+        ValueError: naming what does not fit, and what was expected.
+    """
+    if weight.ndim != 3 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected [channels, taps, channels]")
+    shapes = {"weight": (weight, tuple(weight.shape))}
+    if bias is not None:
+        shapes["bias"] = (bias, (weight.shape[bias_axis],))
+    check_shapes(**shapes)
+    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if value < least:
+            raise ValueError(f"{name} = {value}: expected {least} or more")
+    return tuple(weight.shape)
+
+
+def input_width(x: Tensor, weight: Tensor, width: int | Tensor, inputs: int) -> tuple[int, Prefix | None]:
+    """Check an input that may be as narrow as its widest active position.
+
+    Returns:
+        The channels that there are to read, and the width; None for the latter if it is all of them.
+
+    Raises:
+        ValueError: naming what does not fit, and what was expected.
+    """
+    channels = min(x.shape[-1], inputs)
+    check_input("x", x, weight, channels)
+    prefix = split_width("width_in", width, inputs, tuple(x.shape[:2]))
+    if prefix.rows is None and prefix.bound > channels:
+        raise ValueError(f"x has {channels} channels: expected at least width_in = {prefix.bound}")
+    prefix = Prefix(min(prefix.bound, channels), prefix.rows)
+    return channels, None if prefix == Prefix(inputs) else prefix
+
+
+def output_grad(grad: Tensor, out: Tensor | None, shape: tuple[int, int], width: Prefix, channels: int) -> Tensor:
+    """The gradient before a ReLU whose result is ``out`` (None: there was none), of all channels, inactive ones zero.
+
+    Raises:
+        ValueError: if its shape is not that of the result.
+    """
+    expected = (*shape, channels if width.rows is not None else width.bound)
+    if tuple(grad.shape) != expected:
+        raise ValueError(f"grad has shape {tuple(grad.shape)}: expected {expected}")
+    if out is not None:
+        grad = torch.where(out > 0, grad, 0)
+    if width.rows is not None:
+        grad = torch.where(torch.arange(channels, device=grad.device) < width.rows.unsqueeze(-1), grad, 0)
+    return torch.nn.functional.pad(grad, (0, channels - expected[2])).contiguous()
+
+
+def check_state(name: str, state: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Check a recurrent state, which may be fp32 beside half-precision tensors, and return it contiguous.
+
+    Raises:
+        ValueError: naming what does not fit, and what was expected.
+    """
+    if tuple(state.shape) != shape or state.dtype not in (torch.float32, like.dtype) or state.device != like.device:
+        found = f"{state.dtype} {tuple(state.shape)} on {state.device}"
+        raise ValueError(f"{name} is {found}: expected {like.dtype} or float32, {shape} on {like.device}")
+    return state.contiguous()
+
+
 def check_precision(precision: str) -> None:
     """Raise a `ValueError` for an unknown precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision = {precision!r}: expected one of {PRECISIONS}")
 
 
-def split_width(width: int | Tensor, channels: int, shape: tuple[int, int]) -> tuple[int, Tensor | None]:
-    """A width as the number that bounds it and, if it differs between rows, the int32 tensor of every row's.
+def split_width(name: str, width: int | Tensor, channels: int, shape: tuple[int, int]) -> Prefix:
+    """A width as what kernels take: the number that bounds it and, if it differs between rows, that of every row.
 
     Values of a tensor above ``channels`` count as ``channels``: a check of them would wait for the device.
 
@@ -113,12 +262,12 @@ def split_width(width: int | Tensor, channels: int, shape: tuple[int, int]) -> t
     """
     if isinstance(width, int):
         if not 0 <= width <= channels:
-            raise ValueError(f"width = {width}: expected 0 to {channels} channels")
-        return width, None
+            raise ValueError(f"{name} = {width}: expected 0 to {channels} channels")
+        return Prefix(width)
     if not isinstance(width, Tensor) or tuple(width.shape) != shape or width.is_floating_point():
         found = f"{width.dtype} {tuple(width.shape)}" if isinstance(width, Tensor) else type(width).__name__
-        raise ValueError(f"width is {found}: expected an int or an integer tensor {list(shape)}")
-    return channels, width.to(torch.int32).contiguous()
+        raise ValueError(f"{name} is {found}: expected an int or an integer tensor {list(shape)}")
+    return Prefix(channels, width.to(torch.int32).contiguous())
 
 
 def check_order(order: Tensor | None, rows: int) -> None:
@@ -127,10 +276,14 @@ def check_order(order: Tensor | None, rows: int) -> None:
         raise ValueError(f"order is {order.dtype} {tuple(order.shape)}: expected a permutation, int32 ({rows},)")
 
 
-def check_steps(steps: Tensor | None, grid: tuple[int, int]) -> None:
-    """Raise a `ValueError` unless ``steps`` is None or an int32 counter for every program of ``grid``."""
-    if steps is not None and (tuple(steps.shape) != grid or steps.dtype != torch.int32 or not steps.is_contiguous()):
+def check_steps(steps: Tensor | None, grid: tuple[int, int], config: BlockConfig) -> None:
+    """Raise a `ValueError` unless ``steps`` is None or int32, a counter for every program of a fused kernel."""
+    if steps is None:
+        return
+    if tuple(steps.shape) != grid or steps.dtype != torch.int32 or not steps.is_contiguous():
         raise ValueError(f"steps is {steps.dtype} {tuple(steps.shape)}: expected int32 {grid}, a counter per program")
+    if not config.fused:
+        raise ValueError(f"steps with {config}: expected a fused configuration")
 
 
 def capability(device: torch.device) -> int:
@@ -157,8 +310,3 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_s
     with torch.cuda.device_of(args[0]):
         # Fused multiply-add is asked for by name: its default differs between versions of Triton.
         kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
-
-
-def constants_of(config: Any) -> dict[str, Any]:
-    """Fields of a frozen config as keyword arguments of `launch`: block sizes upper case, the rest as they are."""
-    return {key.upper() if key.startswith("block_") else key: value for key, value in asdict(config).items()}

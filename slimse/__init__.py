@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import load, save
 from .models import PRESETS, PlainDemucs, SlimDemucs, SlimDemucsConfig, load_denoiser
+from .slimmify import at, extract, slimmify
 from .streaming import Streamer
 from .width import WidthSet
 
@@ -22,10 +23,13 @@ __all__ = [
     "SlimDemucsConfig",
     "Streamer",
     "WidthSet",
+    "at",
     "enhance",
+    "extract",
     "load",
     "load_denoiser",
     "save",
+    "slimmify",
 ]
 __version__ = "0.1.0"
 

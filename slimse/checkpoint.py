@@ -47,16 +47,24 @@ def save(
         os.replace(temporary, path)
 
 
-def load(weights: str | os.PathLike[str] = DEFAULT, *, device: str | torch.device = "cpu") -> SlimDemucs:
+def load(
+    weights: str | os.PathLike[str] = DEFAULT,
+    *,
+    device: str | torch.device = "cpu",
+    backend: str = "auto",
+    precision: str = "ieee",
+) -> SlimDemucs:
     """Load a model for inference, in float32.
 
     Args:
         weights: name of bundled weights, or path of a file written by `save`.
         device: where to put it.
+        backend: see `SlimDemucs`.
+        precision: see `SlimDemucs`.
 
     Raises:
         FileNotFoundError: if there is no such file or bundled name.
-        ValueError: if the file is not a SlimSE model.
+        ValueError: if the file is not a SlimSE model, or there is no such backend or precision.
     """
     path = Path(weights)
     if not path.suffix:
@@ -77,6 +85,7 @@ def load(weights: str | os.PathLike[str] = DEFAULT, *, device: str | torch.devic
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if "config" not in metadata:
         raise ValueError(f"{path} holds no SlimSE configuration; for original DEMUCS weights use slimse.load_denoiser")
-    model = SlimDemucs(SlimDemucsConfig.from_dict(json.loads(metadata["config"])))
+    config = SlimDemucsConfig.from_dict(json.loads(metadata["config"]))
+    model = SlimDemucs(config, backend=backend, precision=precision)
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False).to(device)

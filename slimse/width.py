@@ -62,6 +62,33 @@ def max_width(width: Width, channels: int) -> int:
     return int(width.max()) if width.numel() else 0
 
 
+def active_channels(uf: UF, full: int, positions: int) -> int | Tensor:
+    """Width of a layer that runs at any UF, of no particular set.
+
+    Args:
+        uf: a number in (0, 1]; or a tensor of such, ``[B]`` or ``[B, positions]``.
+        full: channels of the layer.
+        positions: positions of the call.
+
+    Returns:
+        ``ceil(full * uf)``: a number, or int64 ``[B, positions]``.
+
+    Raises:
+        ValueError: for another number or shape. Under a compiler, values of a tensor are not looked at.
+    """
+    if not isinstance(uf, Tensor):
+        if isinstance(uf, bool) or not isinstance(uf, int | float) or not 0 < uf <= 1:
+            raise ValueError(f"uf = {uf!r}: expected a number in (0, 1]")
+        return math.ceil(full * uf)
+    if uf.ndim not in (1, 2) or (uf.ndim == 2 and uf.shape[1] != positions):
+        raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a number, [batch] or [batch, {positions}]")
+    if not torch.compiler.is_compiling() and not bool(((uf > 0) & (uf <= 1)).all()):
+        raise ValueError(f"uf has values from {uf.min():g} to {uf.max():g}: expected numbers in (0, 1]")
+    # 0.3 is a little more than 0.3 in single precision; the product must not be rounded up for that.
+    counts = (full * uf.double() - 1e-4).ceil().long()
+    return counts if uf.ndim == 2 else counts.unsqueeze(1).expand(-1, positions)
+
+
 class WidthSet(tuple[float, ...]):
     """The UFs that a model was trained for, in rising order: the larger, the better and the dearer.
 
@@ -121,12 +148,13 @@ class WidthSet(tuple[float, ...]):
         """Positions in this set of a tensor of UFs (int64, same shape).
 
         Raises:
-            ValueError: if any value is not in the set; the message names the value and the set.
+            ValueError: if any value is not in the set (not looked for under a compiler); the message names both.
         """
-        table = torch.tensor(self, device=uf.device, dtype=uf.dtype if uf.is_floating_point() else torch.float32)
+        table = torch.tensor([*self], device=uf.device, dtype=uf.dtype if uf.is_floating_point() else torch.float32)
         hit = uf.unsqueeze(-1) == table
         found = hit.any(-1)
-        if not bool(found.all()):
+        # A compiler cannot look at values, and takes them as they are.
+        if not torch.compiler.is_compiling() and not bool(found.all()):
             raise ValueError(f"uf = {uf[~found].flatten()[0].item():g} is not one of this model's widths {tuple(self)}")
         return hit.to(torch.int8).argmax(-1)
 

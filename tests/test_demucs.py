@@ -251,7 +251,7 @@ def original_state(config):
         elif part == "decoder":
             name = f"decoder.{depth - 1 - int(level)}.{0 if rest[0] == 'glu' else 2}.{rest[1]}"
         else:
-            name = f"lstm.lstm.{rest[1].replace('_l0', f'_l{rest[0]}')}"
+            name = f"lstm.{level}.{rest[0]}"
         state[name] = tensor.contiguous()
     return state
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..nn import DecoderBlock, EncoderBlock, GroupedGRU, SincDownsample, SincUpsample, SlimLSTMStack
 from ..nn.resample import LOOKAHEAD
+from ..ops import check_backend
 from ..width import UF, Auto, Budget, FrameMap, Schedule
 from .config import PRESETS, SlimDemucsConfig
 from .initial import initialise
@@ -50,6 +51,11 @@ class SlimDemucs(nn.Module):
 
     Args:
         config: a `SlimDemucsConfig` or the name of a preset (`PRESETS`).
+        backend: what runs the layers: ``"auto"``, ``"torch"`` or ``"triton"``, see `slimse.ops`.
+        precision: of float32 products in Triton kernels: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
+
+    Raises:
+        ValueError: for a preset, backend or precision that there is not. A backend that cannot run raises when called.
 
     Shape:
         ``[B, 1, T]`` noisy to ``[B, 1, T]`` enhanced at ``config.sample_rate``, any ``T`` of 1 or more.
@@ -61,8 +67,11 @@ class SlimDemucs(nn.Module):
     torch.Size([2, 1, 1000])
     """
 
-    def __init__(self, config: SlimDemucsConfig | str = "paper") -> None:
+    def __init__(
+        self, config: SlimDemucsConfig | str = "paper", *, backend: str = "auto", precision: str = "ieee"
+    ) -> None:
         super().__init__()
+        check_backend(backend, precision)
         if isinstance(config, str):
             if config not in PRESETS:
                 raise ValueError(f"preset {config!r}: expected one of {sorted(PRESETS)}")
@@ -72,6 +81,7 @@ class SlimDemucs(nn.Module):
         self.frame_map = FrameMap(config.depth, k, s)
         stages = config.resample.bit_length() - 1
         levels = range(1, config.depth + 1)
+        choice = {"backend": backend, "precision": precision}
         # The annotations say what the lists hold; `ModuleList` cannot.
         self.up: Sequence[SincUpsample]
         self.down: Sequence[SincDownsample]
@@ -80,16 +90,17 @@ class SlimDemucs(nn.Module):
         modules: dict[str, Sequence[nn.Module]] = {
             "up": [SincUpsample() for _ in range(stages)],
             "down": [SincDownsample() for _ in range(stages)],
-            "encoder": [EncoderBlock(c(i - 1), c(i), k, s) for i in levels],
-            "decoder": [DecoderBlock(c(i), c(i - 1), k, s, relu=i > 1) for i in levels],
+            "encoder": [EncoderBlock(c(i - 1), c(i), k, s, **choice) for i in levels],
+            "decoder": [DecoderBlock(c(i), c(i - 1), k, s, relu=i > 1, **choice) for i in levels],
         }
         for name, members in modules.items():
             self.add_module(name, nn.ModuleList(members))
         self.bottleneck: GroupedGRU | SlimLSTMStack
         if config.rnn == "gru":
-            self.bottleneck = GroupedGRU(c(config.depth), config.groups)
+            self.bottleneck = GroupedGRU(c(config.depth), config.groups, **choice)
         else:
-            self.bottleneck = SlimLSTMStack(c(config.depth), config.rnn_layers, bidirectional=not config.causal)
+            two = not config.causal
+            self.bottleneck = SlimLSTMStack(c(config.depth), config.rnn_layers, bidirectional=two, **choice)
         self.router = Router(config.router, config.ufs, self.hop, config.sample_rate) if config.router else None
         initialise(self)
 
@@ -380,12 +391,14 @@ class SlimDemucs(nn.Module):
             positions = h.shape[1]
             frame = frame_map.decoder_frames(level, positions, max(frames, 1), device=device)
             skip, skips[level - 1] = skips[level - 1].split([positions, skips[level - 1].shape[1] - positions], dim=1)
-            h = self.decoder[level - 1](h + skip, schedule.width(config.channels(level), frame))
-            tail = state.decoder[level - 1]
+            decoder, tail = self.decoder[level - 1], state.decoder[level - 1]
+            # Offline nothing awaits an overlap.
+            whole = final and not tail.shape[1]
+            h = decoder(h, schedule.width(config.channels(level), frame), skip, activate=whole)
             if tail.shape[1]:
                 h = torch.cat([h[:, :overlap] + tail, h[:, overlap:]], dim=1)
             decoder_tail.append(h[:, positions * config.stride :].clone())
-            h = self.decoder[level - 1].activate(h if final else h[:, : positions * config.stride])
+            h = h if whole else decoder.activate(h if final else h[:, : positions * config.stride])
 
         x = h.squeeze(-1).to(x.dtype)
         for half, buffer in zip(self.down, state.down, strict=True):

@@ -120,8 +120,4 @@ def _rename(name: str, config: SlimDemucsConfig) -> str:
     if match := re.fullmatch(r"decoder\.(\d+)\.([02])\.(\w+)", name):
         level, layer, kind = match.groups()
         return f"decoder.{config.depth - 1 - int(level)}.{'glu' if layer == '0' else 'conv'}.{kind}"
-    if match := re.fullmatch(r"lstm\.lstm\.(\w+)_l(\d+)(_reverse)?", name):
-        kind, layer, reverse = match.groups()
-        index = int(layer) * (1 if config.causal else 2) + bool(reverse)
-        return f"bottleneck.layers.{index}.{kind}_l0"
-    return name.replace("lstm.linear.", "bottleneck.linear.")
+    return re.sub(r"^lstm\.(lstm|linear)\.", r"bottleneck.\1.", name)

@@ -53,7 +53,7 @@ class PlainDemucs(nn.Module):
             _fill(transposed, weights["conv.weight"][:k], weights["conv.bias"])
             layers = [glu, nn.GLU(dim=1), transposed]
             self.decoder.append(nn.Sequential(*layers, nn.ReLU()) if level > 1 else nn.Sequential(*layers))
-        self.bottleneck = _plain_bottleneck(model, config.ufs.channels(uf, channels(config.depth)))
+        self.bottleneck = _plain_bottleneck(model, uf)
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Enhance ``[B, 1, T]``."""
@@ -98,45 +98,26 @@ class _GRUs(nn.Module):
 class _LSTM(nn.Module):
     """An LSTM of ``k`` units, then zeros or a linear layer back to ``C`` channels: ``[B, C, T]`` to ``[B, C, T]``."""
 
-    def __init__(self, stack: SlimLSTMStack, k: int) -> None:
+    def __init__(self, stack: SlimLSTMStack, uf: float) -> None:
         super().__init__()
-        full, two = stack.channels, stack.directions == 2
-        self.channels = full
-        self.lstm = nn.LSTM(full, k, len(stack.layers) // stack.directions, batch_first=True, bidirectional=two)
-        for index, slim in enumerate(stack.layers):
-            # Gates are blocks of ``full`` rows; inputs of the second layer on are one or two runs of ``full`` columns.
-            rows = torch.cat([gate * full + torch.arange(k) for gate in range(4)])
-            runs = slim.inputs // full
-            columns = torch.arange(full) if index < stack.directions else torch.arange(k)
-            if runs == 2:
-                columns = torch.cat([torch.arange(k), full + torch.arange(k)])
-            suffix = f"_l{index // stack.directions}{'_reverse' if slim.reverse else ''}"
-            with torch.no_grad():
-                for name, tensor in slim.state_dict().items():
-                    cut = tensor[rows]
-                    if name == "weight_ih_l0":
-                        cut = cut[:, columns]
-                    elif name == "weight_hh_l0":
-                        cut = cut[:, :k]
-                    self.lstm.get_parameter(name.removesuffix("_l0") + suffix).copy_(cut)
+        self.channels = full = stack.channels
+        self.lstm = stack.lstm.extract(uf)
         self.linear = None
         if stack.linear is not None:
+            k = self.lstm.hidden_size
             self.linear = nn.Linear(2 * k, full)
-            _fill(
-                self.linear,
-                stack.linear.weight[:, torch.cat([torch.arange(k), full + torch.arange(k)])],
-                stack.linear.bias,
-            )
+            columns = torch.cat([torch.arange(k), full + torch.arange(k)])
+            _fill(self.linear, stack.linear.weight[:, columns], stack.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, _ = self.lstm(x.transpose(1, 2))
+        x = self.lstm(x.permute(2, 0, 1))[0].transpose(0, 1)
         x = nn.functional.pad(x, (0, self.channels - x.shape[2])) if self.linear is None else self.linear(x)
         return x.transpose(1, 2)
 
 
-def _plain_bottleneck(model: SlimDemucs, k: int) -> nn.Module:
+def _plain_bottleneck(model: SlimDemucs, uf: float) -> nn.Module:
     bottleneck = model.bottleneck
-    return _GRUs(bottleneck) if isinstance(bottleneck, GroupedGRU) else _LSTM(bottleneck, k)
+    return _GRUs(bottleneck) if isinstance(bottleneck, GroupedGRU) else _LSTM(bottleneck, uf)
 
 
 @torch.no_grad()

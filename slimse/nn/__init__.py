@@ -1,7 +1,20 @@
 """Layers of slimmable networks. Width is an argument of every forward, never an attribute."""
 
 from .blocks import DecoderBlock, EncoderBlock
-from .recurrent import GroupedGRU, SlimLSTM, SlimLSTMStack
+from .layers import SlimConv1d, SlimConvTranspose1d, SlimLinear
+from .recurrent import GroupedGRU, SlimGRU, SlimLSTM, SlimLSTMStack
 from .resample import SincDownsample, SincUpsample
 
-__all__ = ["DecoderBlock", "EncoderBlock", "GroupedGRU", "SincDownsample", "SincUpsample", "SlimLSTM", "SlimLSTMStack"]
+__all__ = [
+    "DecoderBlock",
+    "EncoderBlock",
+    "GroupedGRU",
+    "SincDownsample",
+    "SincUpsample",
+    "SlimConv1d",
+    "SlimConvTranspose1d",
+    "SlimGRU",
+    "SlimLSTM",
+    "SlimLSTMStack",
+    "SlimLinear",
+]

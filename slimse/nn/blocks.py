@@ -19,6 +19,8 @@ class EncoderBlock(PackedModule):
         channels: ``C``, channels inside and out. Only the inside is cut.
         kernel_size: ``K``, a multiple of ``stride``.
         stride: ``S``.
+        backend: see `slimse.ops`.
+        precision: see `slimse.ops`.
 
     Shape:
         ``[B, T, C_in]`` to ``[B, floor((T - K) / S) + 1, C]``, channels last.
@@ -26,9 +28,19 @@ class EncoderBlock(PackedModule):
     Source: E_i of arXiv 2507.04879; the layers of one block of arXiv 2006.12847.
     """
 
-    def __init__(self, inputs: int, channels: int, kernel_size: int, stride: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        channels: int,
+        kernel_size: int,
+        stride: int,
+        *,
+        backend: str = "auto",
+        precision: str = "ieee",
+    ) -> None:
         super().__init__()
         self.inputs, self.channels, self.kernel_size, self.stride = inputs, channels, kernel_size, stride
+        self.backend, self.precision = backend, precision
         conv = nn.Conv1d(inputs, channels, kernel_size, stride)
         pointwise = nn.Conv1d(channels, 2 * channels, 1)
         self.conv_weight = nn.Parameter(torch.empty(channels, kernel_size * inputs))
@@ -68,7 +80,8 @@ class EncoderBlock(PackedModule):
 
     def forward(self, x: Tensor, width: Width) -> Tensor:
         """Run the block at ``width`` active hidden channels (see `slimse.width`)."""
-        return encoder_block(x, self.conv_weight, self.conv_bias, self.glu_weight, self.glu_bias, width, self.stride)
+        weights = (self.conv_weight, self.conv_bias, self.glu_weight, self.glu_bias)
+        return encoder_block(x, *weights, width, self.stride, backend=self.backend, precision=self.precision)
 
     def count(self, args: tuple[Tensor, Width], output: Tensor) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, and weight bytes that one pass over its rows reads."""
@@ -81,7 +94,7 @@ class EncoderBlock(PackedModule):
 class DecoderBlock(PackedModule):
     """Pointwise convolution (outputs cut to ``k`` units), GLU, transposed convolution (inputs cut to ``k``).
 
-    The forward leaves out bias and ReLU, which have to wait for the overlap of later positions; `activate` adds them.
+    In a stream, bias and ReLU have to wait for the overlap of later positions: `activate` adds them then.
 
     Args:
         channels: ``C``, channels in and inside. Only the inside is cut.
@@ -89,17 +102,29 @@ class DecoderBlock(PackedModule):
         kernel_size: ``K``, a multiple of ``stride``.
         stride: ``S``.
         relu: whether a ReLU follows (not in the outermost block).
+        backend: see `slimse.ops`.
+        precision: see `slimse.ops`.
 
     Shape:
-        ``[B, T, C]`` (skip added) to ``[B, S T + K - S, C_out]``, channels last.
+        ``[B, T, C]`` and a skip like it to ``[B, S T + K - S, C_out]``, channels last.
 
     Source: D_i of arXiv 2507.04879.
     """
 
-    def __init__(self, channels: int, outputs: int, kernel_size: int, stride: int, *, relu: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        kernel_size: int,
+        stride: int,
+        *,
+        relu: bool,
+        backend: str = "auto",
+        precision: str = "ieee",
+    ) -> None:
         super().__init__()
         self.channels, self.outputs, self.kernel_size, self.stride = channels, outputs, kernel_size, stride
-        self.relu = relu
+        self.relu, self.backend, self.precision = relu, backend, precision
         pointwise = nn.Conv1d(channels, 2 * channels, 1)
         conv = nn.ConvTranspose1d(channels, outputs, kernel_size, stride)
         self.glu_weight = nn.Parameter(torch.empty(channels, 2, channels))
@@ -133,16 +158,22 @@ class DecoderBlock(PackedModule):
             "conv_bias": public["conv.bias"],
         }
 
-    def forward(self, x: Tensor, width: Width) -> Tensor:
-        """Run the block at ``width`` active hidden channels (see `slimse.width`)."""
-        return decoder_block(x, self.glu_weight, self.glu_bias, self.conv_weight, width, self.stride, self.outputs)
+    def forward(self, x: Tensor, width: Width, skip: Tensor, *, activate: bool) -> Tensor:
+        """Run the block on ``x + skip`` at ``width`` active hidden channels (see `slimse.width`).
+
+        ``activate`` says that no more overlap is to come: bias and ReLU are part of the result.
+        """
+        weights = (self.glu_weight, self.glu_bias, self.conv_weight)
+        bias, relu = (self.conv_bias, self.relu) if activate else (None, False)
+        choice = {"backend": self.backend, "precision": self.precision}
+        return decoder_block(x, *weights, width, self.stride, self.outputs, skip, bias, relu, **choice)
 
     def activate(self, y: Tensor) -> Tensor:
         """Bias and ReLU on finished (fully overlapped) positions."""
         y = y + self.conv_bias.to(y.dtype)
         return torch.relu(y) if self.relu else y
 
-    def count(self, args: tuple[Tensor, Width], output: Tensor) -> tuple[int, int]:
+    def count(self, args: tuple[Tensor, Width, Tensor], output: Tensor) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, and weight bytes that one pass over its rows reads."""
         k = max_width(args[1], self.channels)
         macs = self.glu_weight[:k].numel() + self.conv_weight[:k].numel()

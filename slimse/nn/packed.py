@@ -50,5 +50,6 @@ class PackedModule(nn.Module):
         )
         if missing or wrong:
             return
-        packed = {prefix + name: tensor for name, tensor in self.pack(given).items()}
+        own = self.pack({name: given[name] for name in expected})
+        packed = {prefix + name: tensor for name, tensor in own.items()}
         super()._load_from_state_dict(packed, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

@@ -40,9 +40,11 @@ def _half_sample(x: Tensor) -> Tensor:
     blocks = -(-count // _BLOCK)
     padded = nn.functional.pad(x, (0, blocks * _BLOCK - count))
     windows = padded.unfold(1, TAPS + _BLOCK - 1, _BLOCK)
+    # A tracer's stand-in for the filter must not stay in the cache, where a real call would find it.
+    filters = _filter_matrix.__wrapped__ if torch.compiler.is_compiling() else _filter_matrix
     # Autocast would run the filter in bf16, and its rounding would be noise 50 dB below the signal.
     with torch.autocast(x.device.type, enabled=False):
-        return (windows @ _filter_matrix(x.dtype, x.device)).reshape(x.shape[0], -1)[:, :count]
+        return (windows @ filters(x.dtype, x.device)).reshape(x.shape[0], -1)[:, :count]
 
 
 class SincUpsample(nn.Module):

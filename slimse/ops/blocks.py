@@ -75,22 +75,30 @@ def decoder_block(
     width: Width,
     stride: int,
     channels: int,
+    skip: Tensor | None = None,
+    conv_bias: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """``conv_transpose(GLU(x @ glu_weight[:k].T + glu_bias[:k]))``, before bias and ReLU.
+    """``conv_transpose(GLU((x + skip) @ glu_weight[:k].T + glu_bias[:k]))``, where wanted with bias and ReLU.
 
-    Bias and activation wait until the overlapping contributions of the next positions have been added.
+    In a stream, bias and activation wait until the overlapping contributions of the next positions have been added.
 
     Args:
-        x: ``[B, T, C]``, skip already added.
+        x: ``[B, T, C]``.
         glu_weight: ``[C, 2, C]``: value row and gate row of a unit side by side; rows ``[:k]`` are read.
         glu_bias: ``[C, 2]``.
         conv_weight: ``[C, K * C_out]``, taps major; rows ``[:k]`` are read.
         width: active hidden channels over the ``T`` positions.
         stride: ``S``; ``K`` must be a multiple of it.
         channels: ``C_out``.
+        skip: ``[B, T, C]``, added to ``x``; None if that has been done.
+        conv_bias: ``[C_out]``, added to the output.
+        relu: whether a ReLU follows.
 
     Returns:
         ``[B, S T + K - S, C_out]``.
     """
-    hidden = gated_units(x, glu_weight, glu_bias, width)
-    return _strided_conv_transpose(hidden, conv_weight[: hidden.shape[-1]], stride, channels)
+    hidden = gated_units(x if skip is None else x + skip, glu_weight, glu_bias, width)
+    out = _strided_conv_transpose(hidden, conv_weight[: hidden.shape[-1]], stride, channels)
+    out = out if conv_bias is None else out + conv_bias.to(out.dtype)
+    return torch.relu(out) if relu else out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,12 +37,16 @@ def slim_conv1d(
         ``[B, P, C_out]`` with zeros in inactive channels; for a ``width_out`` that is a number ``[B, P, width_out]``.
         ``P = floor((T + 2 padding - dilation (K - 1) - 1) / stride) + 1``.
     """
-    k_in, k_out = max_width(width_in, weight.shape[2]), max_width(width_out, weight.shape[0])
-    columns = apply_width(x[..., :k_in], width_in).mT
-    rows = weight[:k_out, :, :k_in].mT
-    out = F.conv1d(columns, rows, None if bias is None else bias[:k_out], stride, padding, dilation)
-    out = apply_width(torch.relu(out.mT) if relu else out.mT, width_out)
-    return _filled(out, width_out, weight.shape[0])
+    channels = weight.shape[0]
+    k_in, k_out = max_width(width_in, weight.shape[2]), max_width(width_out, channels)
+    x, weight = apply_width(x[..., :k_in], width_in), weight[:k_out, :, :k_in]
+    bias = None if bias is None else bias[:k_out]
+    if weight.shape[1] == stride == 1 and padding == 0:
+        out = F.linear(x, weight[:, 0], bias)
+    else:
+        out = F.conv1d(x.mT, weight.mT, bias, stride, padding, dilation).mT
+    out = apply_width(torch.relu(out) if relu else out, width_out)
+    return _filled(out, width_out, channels)
 
 
 def slim_conv_transpose1d(
@@ -91,7 +93,7 @@ def slim_linear_glu(
     weight: Tensor,
     bias: Tensor,
     width: Width,
-    cut: Literal["input", "output"],
+    cut: str,
     skip: Tensor | None = None,
 ) -> Tensor:
     """Pointwise layer and GLU, with the active prefix of its input or of its output.
@@ -102,7 +104,7 @@ def slim_linear_glu(
             ``[C_out, 2, C_in]``, value row and gate row of a unit side by side. Rows ``[:k]`` are read.
         bias: cut on the input ``[2 * C_out]``, on the output ``[C_out, 2]``.
         width: active channels over the ``T`` positions.
-        cut: which side ``width`` is of.
+        cut: which side ``width`` is of, ``"input"`` or ``"output"``.
         skip: added to ``x`` first; as ``x``.
 
     Returns:

@@ -29,7 +29,7 @@ def diagonal_gru(gates_x: Tensor, weight_hh: Tensor, bias_hh: Tensor, state: Ten
         new = torch.tanh(now[:, 2] + reset * recurrent[:, 2])
         state = new + update * (state - new)
         outputs.append(state)
-    return torch.stack(outputs, dim=1) if outputs else gates_x[:, :, 0], state
+    return torch.stack(outputs, dim=1) if outputs else gates_x.new_zeros(gates_x[:, :, 0].shape), state
 
 
 def slim_gru(

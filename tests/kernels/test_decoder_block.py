@@ -8,18 +8,18 @@ import torch
 pytest.importorskip("triton")
 
 from slimse.kernels.decoder_block import (
-    DecoderBlockConfig,
     decoder_block_backward,
     decoder_block_forward,
     decoder_order,
     launch_grid,
     select_config,
 )
+from slimse.kernels.launching import BlockConfig
 
 from slimse.ops import decoder_block
 
-FUSED = DecoderBlockConfig(True, 16, 16, 16, 16, 4, 2)
-SPLIT = DecoderBlockConfig(False, 16, 16, 16, 16, 4, 2)
+FUSED = BlockConfig(True, 16, 16, 16, 16, 4, 2)
+SPLIT = BlockConfig(False, 16, 16, 16, 16, 4, 2)
 NAMES = ("x", "glu_weight", "glu_bias", "conv_weight", "conv_bias")
 
 

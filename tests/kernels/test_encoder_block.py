@@ -8,18 +8,17 @@ import torch
 pytest.importorskip("triton")
 
 from slimse.kernels.encoder_block import (
-    EncoderBlockConfig,
     encoder_block_backward,
     encoder_block_forward,
     launch_grid,
     select_config,
 )
-from slimse.kernels.launching import by_width
+from slimse.kernels.launching import BlockConfig, by_width
 
 from slimse.ops import encoder_block
 
-FUSED = EncoderBlockConfig(True, 16, 16, 16, 16, 4, 2)
-SPLIT = EncoderBlockConfig(False, 16, 16, 16, 16, 4, 2)
+FUSED = BlockConfig(True, 16, 16, 16, 16, 4, 2)
+SPLIT = BlockConfig(False, 16, 16, 16, 16, 4, 2)
 NAMES = ("x", "conv_weight", "conv_bias", "glu_weight", "glu_bias")
 
 

@@ -1,0 +1,363 @@
+"""What is timed: every op, block and the whole network, beside what people use instead.
+
+Implementations of a case, each a call without arguments:
+
+- ``slimse``: the op, on the backend that ``"auto"`` means on the device.
+- ``sliced``: torch's layers on sliced weights. ``compiled``: `torch.compile` of that. Both only at one width per call.
+- ``full``: torch's layers (cuDNN's on a GPU) at full width.
+- ``masked``: the same with inactive channels multiplied by zero, which is how widths are mixed elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from roofline import CEILINGS, CONFIG, Work, convolution, decoder_block, encoder_block, positions, recurrence
+from torch import Tensor, nn
+
+from slimse import SlimDemucs, ops
+from slimse.nn import SlimLSTM
+from slimse.profiling import profile
+from slimse.width import Schedule, Width
+
+MIXTURE = {0.125: 0.33, 0.25: 0.40, 0.5: 0.25, 1.0: 0.02}
+"""Shares of the UFs that a router picked in the paper at a target of 0.25."""
+TAPS, STRIDE = CONFIG.kernel_size, CONFIG.stride
+Calls = dict[str, Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One point: a UF (None for the mixture), and what it runs on."""
+
+    uf: float | None
+    batch: int
+    seconds: float
+    kind: str
+    device: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all tensors."""
+        return torch.bfloat16 if self.kind == "bf16" else torch.float32
+
+    @property
+    def precision(self) -> str:
+        """Of the kernels' float32 products."""
+        return "tf32" if self.kind == "tf32" else "ieee"
+
+    def frames(self) -> int:
+        """Frames of a clip."""
+        return positions(CONFIG.depth, self.seconds)
+
+    def ufs(self, frames: int) -> Tensor:
+        """Of the mixture, one UF per item and frame."""
+        generator = torch.Generator().manual_seed(0)
+        shares = torch.tensor([*MIXTURE.values()])
+        choice = torch.multinomial(shares, self.batch * frames, replacement=True, generator=generator)
+        return torch.tensor([*MIXTURE])[choice].view(self.batch, -1).to(self.device)
+
+    def width(self, channels: int, count: int) -> tuple[Width, float]:
+        """Width of a layer at ``count`` positions, evenly spread over the frames, and its mean."""
+        if self.uf is not None:
+            k = CONFIG.ufs.channels(self.uf, channels)
+            return k, k
+        frames = self.frames()
+        schedule: Schedule = CONFIG.ufs.schedule(self.ufs(frames), self.batch, frames)
+        width = schedule.width(channels, torch.arange(count, device=self.device) * frames // count)
+        assert isinstance(width, Tensor)
+        return width, float(width.float().mean())
+
+    def random(self, *shape: int) -> Tensor:
+        """Random numbers, small enough for any depth."""
+        return (0.1 * torch.randn(shape, device=self.device)).to(self.dtype)
+
+    def mask(self, width: Width, channels: int, count: int) -> Tensor:
+        """``[batch, channels, count]``: ones in active channels."""
+        rows = torch.full((self.batch, count), width, device=self.device) if isinstance(width, int) else width
+        assert isinstance(rows, Tensor)
+        return (torch.arange(channels, device=self.device)[:, None] < rows[:, None]).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op with its shapes; ``build`` gives the calls, and the work that the op does."""
+
+    op: str
+    label: str
+    build: Callable[[Setup], tuple[Calls, Work]]
+
+
+def _calls(
+    setup: Setup, slim: Callable[[], Any], plain: Callable[[int | None], Callable[[], Any]], width: Width
+) -> Calls:
+    """All implementations; ``plain`` gives torch's layers at a width, or masked for None."""
+    calls = {"slimse": slim, "full": plain(-1), "masked": plain(None)}
+    if isinstance(width, int):
+        sliced = plain(width)
+        calls |= {"sliced": sliced, "compiled": torch.compile(sliced)}
+    return calls
+
+
+def _encoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
+    def build(setup: Setup) -> tuple[Calls, Work]:
+        c_in, c = CONFIG.channels(level - 1), CONFIG.channels(level)
+        time, count = positions(level - 1, setup.seconds), positions(level, setup.seconds)
+        width, mean = setup.width(c, count)
+        x, conv, glu = setup.random(setup.batch, time, c_in), setup.random(c, TAPS, c_in), setup.random(c, 2 * c)
+        bias, glu_bias = setup.random(c), setup.random(2 * c)
+        columns, mask = x.mT.contiguous(), setup.mask(width, c, count)
+
+        def slim() -> Tensor:
+            weights = (conv.view(c, -1), bias, glu, glu_bias)
+            return ops.encoder_block(x, *weights, width, STRIDE, precision=setup.precision)
+
+        def plain(k: int | None) -> Callable[[], Tensor]:
+            rows = c if k in (None, -1) else k
+            first, second = conv[:rows].mT.contiguous(), glu[:rows].t().contiguous().unsqueeze(2)
+
+            def call() -> Tensor:
+                h = torch.relu(F.conv1d(columns, first, bias[:rows], STRIDE))
+                return F.glu(F.conv1d(h * mask if k is None else h, second, glu_bias), dim=1)
+
+            return call
+
+        return _calls(setup, slim, plain, width), encoder_block(level, setup.batch, setup.seconds, mean)
+
+    return build
+
+
+def _decoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
+    def build(setup: Setup) -> tuple[Calls, Work]:
+        c, c_out = CONFIG.channels(level), CONFIG.channels(level - 1)
+        count = positions(level, setup.seconds)
+        width, mean = setup.width(c, count)
+        x, skip = (setup.random(setup.batch, count, c) for _ in range(2))
+        glu, glu_bias = setup.random(c, 2, c), setup.random(c, 2)
+        conv, bias = setup.random(c, TAPS, c_out), setup.random(c_out)
+        columns, added, mask = x.mT.contiguous(), skip.mT.contiguous(), setup.mask(width, c, count)
+
+        def slim() -> Tensor:
+            rest = (width, STRIDE, c_out, skip, bias, True)
+            return ops.decoder_block(x, glu, glu_bias, conv.view(c, -1), *rest, precision=setup.precision)
+
+        def plain(k: int | None) -> Callable[[], Tensor]:
+            rows = c if k in (None, -1) else k
+            first = glu[:rows].transpose(0, 1).reshape(2 * rows, c, 1).contiguous()
+            first_bias, second = glu_bias[:rows].t().reshape(-1), conv[:rows].mT.contiguous()
+
+            def call() -> Tensor:
+                h = F.glu(F.conv1d(columns + added, first, first_bias), dim=1)
+                return torch.relu(F.conv_transpose1d(h * mask if k is None else h, second, bias, STRIDE))
+
+            return call
+
+        return _calls(setup, slim, plain, width), decoder_block(level, setup.batch, setup.seconds, mean)
+
+    return build
+
+
+def _convolution(setup: Setup) -> tuple[Calls, Work]:
+    """The fourth encoder's convolution, outputs cut."""
+    c_in, c = CONFIG.channels(3), CONFIG.channels(4)
+    time, count = positions(3, setup.seconds), positions(4, setup.seconds)
+    width, mean = setup.width(c, count)
+    x, weight, bias = setup.random(setup.batch, time, c_in), setup.random(c, TAPS, c_in), setup.random(c)
+    columns, mask = x.mT.contiguous(), setup.mask(width, c, count)
+
+    def slim() -> Tensor:
+        return ops.slim_conv1d(x, weight, bias, c_in, width, STRIDE, relu=True, precision=setup.precision)
+
+    def plain(k: int | None) -> Callable[[], Tensor]:
+        rows = c if k in (None, -1) else k
+        cut = weight[:rows].mT.contiguous()
+
+        def call() -> Tensor:
+            h = torch.relu(F.conv1d(columns, cut, bias[:rows], STRIDE))
+            return h * mask if k is None else h
+
+        return call
+
+    rows = setup.batch * count
+    work = convolution(rows, setup.batch * time * c_in, rows * mean, mean * TAPS * c_in)
+    return _calls(setup, slim, plain, width), work
+
+
+def _transposed(setup: Setup) -> tuple[Calls, Work]:
+    """The fourth decoder's convolution, inputs cut."""
+    c, c_out = CONFIG.channels(4), CONFIG.channels(3)
+    count = positions(4, setup.seconds)
+    width, mean = setup.width(c, count)
+    x, weight, bias = setup.random(setup.batch, count, c), setup.random(c, TAPS, c_out), setup.random(c_out)
+    columns, mask = x.mT.contiguous(), setup.mask(width, c, count)
+
+    def slim() -> Tensor:
+        rest = (width, c_out, STRIDE)
+        return ops.slim_conv_transpose1d(x, weight, bias, *rest, relu=True, precision=setup.precision)
+
+    def plain(k: int | None) -> Callable[[], Tensor]:
+        rows = c if k in (None, -1) else k
+        cut, given = weight[:rows].mT.contiguous(), columns[:, :rows].contiguous()
+
+        def call() -> Tensor:
+            return torch.relu(F.conv_transpose1d(given * mask if k is None else given, cut, bias, STRIDE))
+
+        return call
+
+    rows = setup.batch * count
+    work = convolution(rows, rows * mean, rows * STRIDE * c_out, mean * TAPS * c_out)
+    return _calls(setup, slim, plain, width), work
+
+
+def _pointwise(setup: Setup) -> tuple[Calls, Work]:
+    """The fourth encoder's pointwise layer and GLU, inputs cut."""
+    c, count = CONFIG.channels(4), positions(4, setup.seconds)
+    width, mean = setup.width(c, count)
+    x, weight, bias = setup.random(setup.batch, count, c), setup.random(c, 2 * c), setup.random(2 * c)
+    columns, mask = x.mT.contiguous(), setup.mask(width, c, count)
+
+    def plain(k: int | None) -> Callable[[], Tensor]:
+        rows = c if k in (None, -1) else k
+        cut, given = weight[:rows].t().contiguous().unsqueeze(2), columns[:, :rows].contiguous()
+        return lambda: F.glu(F.conv1d(given * mask if k is None else given, cut, bias), dim=1)
+
+    rows = setup.batch * count
+    work = convolution(rows, rows * mean, rows * c, mean * 2 * c)
+    slim = lambda: ops.slim_linear_glu(x, weight, bias, width, "input", precision=setup.precision)  # noqa: E731
+    return _calls(setup, slim, plain, width), work
+
+
+def _lstm(setup: Setup) -> tuple[Calls, Work]:
+    """One layer of the bottleneck of the original denoiser with 48 channels."""
+    units, count = 768, setup.frames()
+    width, mean = setup.width(units, count)
+    layer = SlimLSTM(units, units, batch_first=True, precision=setup.precision).to(setup.device, setup.dtype)
+    x, mask = setup.random(setup.batch, count, units), setup.mask(width, units, count).mT
+    zeros = setup.random(setup.batch, units) * 0
+
+    def plain(k: int | None) -> Callable[[], Any]:
+        theirs = layer.extract(1.0 if k in (None, -1) else k / units)
+        return lambda: theirs(x)[0] * mask if k is None else theirs(x)[0]
+
+    work = recurrence(setup.batch, count, units, mean, 4, units)
+    return _calls(setup, lambda: layer.run(x, width, [(zeros, zeros)]), plain, width), work
+
+
+def _gru(setup: Setup) -> tuple[Calls, Work]:
+    """The grouped GRU of the paper, slimmed."""
+    groups, units, count = CONFIG.groups, CONFIG.channels(CONFIG.depth) // CONFIG.groups, setup.frames()
+    width, mean = setup.width(units, count)
+    sizes = ((3, units), (3, units), (3,), (3,))
+    weights = [setup.random(groups, units, *size) for size in sizes]
+    x, state = setup.random(setup.batch, count, groups * units), setup.random(groups, setup.batch, units)
+    mask = setup.mask(width, units, count).mT
+
+    def plain(k: int | None) -> Callable[[], Any]:
+        k_units = units if k in (None, -1) else k
+        grus = [nn.GRU(units, k_units, batch_first=True).to(setup.device, setup.dtype) for _ in range(groups)]
+
+        def call() -> Any:
+            outputs = [gru(part)[0] for gru, part in zip(grus, x.chunk(groups, dim=2), strict=True)]
+            return torch.cat([out * mask for out in outputs] if k is None else outputs, dim=2)
+
+        return call
+
+    slim = lambda: ops.slim_gru(x, *weights, width, state, precision=setup.precision)  # noqa: E731
+    return _calls(setup, slim, plain, width), recurrence(setup.batch, count, units, mean, 3, units, groups)
+
+
+def _diagonal(setup: Setup) -> tuple[Calls, Work]:
+    """The recurrence of a router; it has one width. torch has no such layer: its full GRU stands beside it."""
+    units, count = 64, setup.frames()
+    gates, weight = setup.random(setup.batch, count, 3, units), setup.random(3, units)
+    bias, state = setup.random(3, units), setup.random(setup.batch, units)
+    theirs, x = nn.GRU(units, units, batch_first=True).to(setup.device, setup.dtype), gates[:, :, 0].contiguous()
+    rows = setup.batch * count
+    work = Work(rows * 3 * units, rows * 4 * units)
+    return {"slimse": lambda: ops.diagonal_gru(gates, weight, bias, state), "full": lambda: theirs(x)}, work
+
+
+def _network(setup: Setup) -> tuple[Calls, Work]:
+    """The whole network; the least number of elements is that of its blocks, one after the other."""
+    model, twin = _models(setup.kind, setup.device)
+    noisy = setup.random(setup.batch, 1, int(setup.seconds * CONFIG.sample_rate))
+    frames = model.frames(noisy.shape[2])
+    uf: Any = setup.uf if setup.uf is not None else setup.ufs(frames)
+    index = torch.full((setup.batch, frames), len(CONFIG.ufs) - 1, device=setup.device)
+    index = index if setup.uf is not None else CONFIG.ufs.indices(uf)
+    gates = F.one_hot(index, len(CONFIG.ufs)).to(setup.dtype)
+    full = model.extract(1.0)
+    calls: Calls = {
+        "slimse": lambda: model(noisy, uf),
+        "full": lambda: full(noisy),
+        "masked": lambda: twin(noisy, gates),
+    }
+    if setup.uf is not None:
+        sliced = model.extract(setup.uf)
+        compiled = torch.compile(sliced)
+        calls |= {"sliced": lambda: sliced(noisy), "compiled": lambda: compiled(noisy)}
+    work = Work(0, 0)
+    for level in range(1, CONFIG.depth + 1):
+        _, mean = setup.width(CONFIG.channels(level), positions(level, setup.seconds))
+        for block in (encoder_block, decoder_block):
+            work += block(level, setup.batch, setup.seconds, mean)
+    # What is not slimmed: the bottleneck and the resampling, as `slimse profile` counts them.
+    return calls, work + Work(_unslimmed_macs() * noisy.numel(), 0)
+
+
+@functools.cache
+def _models(kind: str, device: str) -> tuple[SlimDemucs, SlimDemucs]:
+    """The network as it runs, and on twins, with the same weights."""
+    setup = Setup(1.0, 1, 1.0, kind, device)
+    model, twin = SlimDemucs(CONFIG, precision=setup.precision), SlimDemucs(CONFIG, backend="torch")
+    twin.load_state_dict(model.state_dict())
+    return tuple(m.to(device, setup.dtype).eval().requires_grad_(False) for m in (model, twin))  # type: ignore[return-value]
+
+
+@functools.cache
+def _unslimmed_macs() -> float:
+    """Per sample."""
+    costs = profile(SlimDemucs(CONFIG)).widths[0].blocks
+    return sum(macs for name, macs in costs.items() if not name.startswith(("encoder", "decoder")))
+
+
+def describe(case: Case, setup: Setup, implementation: str, work: Work) -> dict[str, Any]:
+    """What stands beside every time: the point, what it has to do at least, and where it ran."""
+    device = torch.cuda.get_device_name() if setup.device == "cuda" else f"CPU ({platform.machine()}, 1 thread)"
+    ceilings = next((known for name, known in CEILINGS.items() if name in device), None)
+    return {
+        "op": case.op,
+        "label": case.label,
+        "implementation": implementation,
+        "uf": "mixture" if setup.uf is None else setup.uf,
+        "batch": setup.batch,
+        "seconds": setup.seconds,
+        "kind": setup.kind,
+        "macs": work.macs,
+        "bytes": work.bytes(setup.kind),
+        "roofline": None if ceilings is None else work.seconds(setup.kind, ceilings),
+        "device": device,
+        "torch": torch.__version__,
+    }
+
+
+BLOCKS = [
+    *(Case("encoder_block", f"encoder {level}", _encoder(level)) for level in range(1, CONFIG.depth + 1)),
+    *(Case("decoder_block", f"decoder {level}", _decoder(level)) for level in range(1, CONFIG.depth + 1)),
+]
+OPS = [
+    Case("slim_conv1d", "slim_conv1d", _convolution),
+    Case("slim_conv_transpose1d", "slim_conv_transpose1d", _transposed),
+    Case("slim_linear_glu", "slim_linear_glu", _pointwise),
+    Case("slim_lstm", "slim_lstm", _lstm),
+    Case("slim_gru", "slim_gru", _gru),
+    Case("diagonal_gru", "diagonal_gru", _diagonal),
+]
+MODEL = [Case("model", "model", _network)]
+UFS: list[float | None] = [*CONFIG.ufs, None]

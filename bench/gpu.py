@@ -1,0 +1,255 @@
+"""Check every kernel against its twin on this machine's GPU, time everything, and write the report.
+
+    python bench/gpu.py --out DIR [--tune] [--minutes 8]
+
+needs a CUDA (or ROCm) device, Triton and this package installed. ``DIR`` gets ``checks.json``, ``times.json``,
+``report.md`` and its plots, and with ``--tune`` ``tuning.json``: the fastest launch parameters of the blocks found. It
+exits with 1 if a kernel is further from float64 than it may be. What there was no time for is called not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import report
+import torch
+from cases import BLOCKS, MODEL, OPS, UFS, Case, Setup, describe
+
+from slimse import ops
+from slimse.ops import launchers
+
+LIMITS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
+"""Largest relative error of a result, against float64."""
+GRADIENT = 4.0
+"""Factor on it for gradients, which are products of two rounded results."""
+PASSES = (("slimse", "sliced", "full", "masked"), ("compiled",))
+"""Implementations in the order of their turn: compiling takes longest."""
+
+
+def arguments_of(name: str, width: int | torch.Tensor, dtype: torch.dtype, device: str) -> list[Any]:
+    """Arguments of an op for a check."""
+
+    def random(*shape: int) -> torch.Tensor:
+        return (0.3 * torch.randn(shape)).to(device, dtype)
+
+    batch, time, c = 2, 37, 48
+    return {
+        "encoder_block": lambda: [
+            random(batch, 152, 3),
+            random(c, 24),
+            random(c),
+            random(c, 2 * c),
+            random(2 * c),
+            width,
+            4,
+        ],
+        "decoder_block": lambda: [
+            *(random(batch, time, c), random(c, 2, c), random(c, 2), random(c, 40), width, 4, 5),
+            *(random(batch, time, c), random(5), True),
+        ],
+        "slim_conv1d": lambda: [random(batch, 76, 20), random(c, 4, 20), random(c), 20, width, 2, 0, 1, True],
+        "slim_conv_transpose1d": lambda: [random(batch, time, c), random(c, 4, 20), random(20), width, 20, 2, 1],
+        "slim_linear_glu": lambda: [
+            random(batch, time, c),
+            random(c, 40),
+            random(40),
+            width,
+            "input",
+            random(batch, time, c),
+        ],
+        "diagonal_gru": lambda: [random(batch, time, 3, c), random(3, c), random(3, c), random(batch, c)],
+        "slim_gru": lambda: [
+            *(random(batch, time, 40), random(2, c, 3, 20), random(2, c, 3, c), random(2, c, 3), random(2, c, 3)),
+            *(width, random(2, batch, c)),
+        ],
+        "slim_lstm": lambda: [
+            *(random(batch, time, 20), random(c, 4, 20), random(c, 4, c), random(c, 4), width),
+            (random(batch, c), random(batch, c)),
+        ],
+    }[name]()
+
+
+def check(name: str, kind: str, ragged: bool, device: str = "cuda") -> dict[str, Any]:
+    """Largest relative error of results and of gradients of an op, against its twin in float64."""
+    torch.manual_seed(0)
+    width = torch.randint(0, 49, (2, 37), device=device) if ragged else 12
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    given = arguments_of(name, width, dtype, device)
+    results = []
+    for exact in (False, True):
+
+        def leaf(value: Any, exact: bool = exact) -> Any:
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                return value
+            return value.detach().to(torch.float64 if exact else dtype, copy=True).requires_grad_()
+
+        arguments = torch.utils._pytree.tree_map(leaf, given)
+        choice = (
+            {"backend": "torch"} if exact else {"backend": "triton", "precision": "tf32" if kind == "tf32" else "ieee"}
+        )
+        outputs = torch.utils._pytree.tree_leaves(getattr(ops, name)(*arguments, **choice))
+        leaves = [
+            v for v in torch.utils._pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor) and v.requires_grad
+        ]
+        generator = torch.Generator().manual_seed(1)
+        loss = sum((o * torch.randn(o.shape, generator=generator).to(o)).sum() for o in outputs)
+        results.append(([o.detach() for o in outputs], torch.autograd.grad(loss, leaves)))
+    errors = [
+        max(
+            float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
+            for a, b in zip(*both, strict=True)
+        )
+        for both in zip(*results, strict=True)
+    ]
+    limits = (LIMITS[kind], GRADIENT * LIMITS[kind])
+    within = all(error <= limit for error, limit in zip(errors, limits, strict=True))
+    widths = "ragged" if ragged else "uniform"
+    return {"op": name, "kind": kind, "width": widths, "error": errors[0], "gradient": errors[1], "within": within}
+
+
+def check_all() -> list[dict[str, Any]]:
+    """All checks; a kernel that fails to run is one that is not within its limits, with its message."""
+    found = []
+    for name, kind, ragged in itertools.product(launchers.KERNELS, LIMITS, (False, True)):
+        if name == "diagonal_gru" and ragged:
+            continue
+        try:
+            row = check(name, kind, ragged)
+        except Exception as error:  # One kernel that does not compile must not hide what the others do.
+            row = {"op": name, "kind": kind, "width": "ragged" if ragged else "uniform", "within": False}
+            row["message"] = f"{type(error).__name__}: {str(error)[:500]}"
+        found.append(row)
+        print(("ok      " if row["within"] else "FAILED  ") + json.dumps(row), flush=True)
+    return found
+
+
+def measure(call: Callable[[], Any], rounds: int = 20) -> dict[str, float]:
+    """Seconds of one call, by the GPU's clock: median and the 20th and 80th percentile."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
+    for start, end in marks:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    seconds = sorted(start.elapsed_time(end) / 1e3 for start, end in marks)
+    return {"median": statistics.median(seconds), "p20": seconds[rounds // 5], "p80": seconds[-1 - rounds // 5]}
+
+
+def points(seconds: float) -> Iterator[tuple[tuple[str, ...], Case, Setup]]:
+    """Implementations, case and setup of all times, the most telling first."""
+    order = itertools.product(PASSES, (64, 16, 1), ("bf16", "tf32", "fp32"), [*MODEL, *BLOCKS, *OPS], UFS)
+    for implementations, batch, kind, case, uf in order:
+        yield implementations, case, Setup(uf, batch, seconds, kind, "cuda")
+
+
+@torch.inference_mode()
+def time_all(deadline: float, seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
+    """Times as pytest-benchmark writes them, and notes on what is missing."""
+    entries, failures, left = [], [], 0
+    for implementations, case, setup in points(seconds):
+        if time.monotonic() > deadline:
+            left += 1
+            continue
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = setup.kind == "tf32"
+        torch.manual_seed(0)
+        calls, work = case.build(setup)
+        for implementation in [name for name in implementations if name in calls]:
+            name = f"{case.label}, UF {setup.uf or 'mixture'}, batch {setup.batch}, {setup.kind}, {implementation}"
+            try:
+                stats = measure(calls[implementation])
+            except Exception as error:  # The report says which; the others are worth having.
+                failures.append(f"- {name} failed: {type(error).__name__}: {str(error)[:200]}")
+            else:
+                info = describe(case, setup, implementation, work)
+                entries.append({"name": name, "stats": stats, "extra_info": info})
+    notes = [f"{left} cases were not measured: the time was up."] if left else []
+    return entries, [*notes, *failures]
+
+
+def tune(deadline: float, seconds: float) -> dict[str, Any]:
+    """Fastest launch parameters of every block at UF 1 and 0.25, batch 64, beside those chosen without tuning."""
+    found: dict[str, Any] = {}
+    errors = importlib.import_module("triton.runtime.errors")
+    choices = itertools.product((32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4))
+    changes = [dict(zip(("block_t", "block_h", "num_warps", "num_stages"), c, strict=True)) for c in choices]
+    for case, kind, uf in itertools.product(BLOCKS, ("bf16", "tf32"), (1.0, 0.25)):
+        module = importlib.import_module(f"slimse.kernels.{case.op}")
+        chosen: list[Any] = []
+        setup = Setup(uf, 64, seconds, kind, "cuda")
+        calls, _ = case.build(setup)
+        select = module.select_config
+
+        def choose(*args: Any, **kwargs: Any) -> Any:
+            default = select(*args, **kwargs)  # noqa: B023
+            return dataclasses.replace(default, **chosen[0]) if chosen else default  # noqa: B023
+
+        module.select_config = choose
+        try:
+            default = measure(calls["slimse"])["median"]
+            best, fastest = default, {}
+            for change in changes:
+                if time.monotonic() > deadline:
+                    break
+                chosen[:] = [change]
+                try:
+                    now = measure(calls["slimse"], 5)["median"]
+                except (errors.OutOfResources, errors.PTXASError):
+                    # A tile that does not fit this GPU is no candidate.
+                    continue
+                if now < best:
+                    best, fastest = now, change
+        finally:
+            module.select_config = select
+        found[f"{case.label}, {kind}, UF {uf}"] = {"default": default, "best": best, "change": fastest}
+        if time.monotonic() > deadline:
+            break
+    return found
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Check and time the kernels on this machine's GPU.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checks, times and the report")
+    parser.add_argument("--tune", action="store_true", help="look for faster launch parameters of the blocks")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time in all")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(f"no CUDA device: torch {torch.__version__} sees none; nothing was measured", file=sys.stderr)
+        return 2
+    if importlib.util.find_spec("triton") is None:
+        print("Triton is not installed; nothing was measured", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    end = start + 60 * arguments.minutes - 15
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    checks = check_all()
+    (arguments.out / "checks.json").write_text(json.dumps(checks, indent=1))
+    if arguments.tune:
+        tuned = {torch.cuda.get_device_name(): tune(start + 0.5 * (end - start), arguments.seconds)}
+        (arguments.out / "tuning.json").write_text(json.dumps(tuned, indent=1))
+    entries, notes = time_all(end, arguments.seconds)
+    versions = f"torch {torch.__version__}, triton {importlib.import_module('triton').__version__}"
+    (arguments.out / "times.json").write_text(json.dumps({"benchmarks": entries, "versions": versions}, indent=1))
+    bad = [row for row in checks if not row["within"]]
+    summary = f"{versions}. {len(checks) - len(bad)} of {len(checks)} checks against float64 are within their limits."
+    print(report.write(entries, arguments.out, [summary, *(f"- FAILED: {json.dumps(row)}" for row in bad), *notes]))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

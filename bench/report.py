@@ -1,0 +1,184 @@
+"""Turn times into a Markdown report and two plots.
+
+    python bench/report.py times.json --out DIR
+
+reads what ``pytest bench --benchmark-json=times.json`` or ``python bench/gpu.py`` wrote, and writes ``report.md``,
+``speedup.png`` and ``blocks.png`` (these need matplotlib). A time on a GPU comes from a GPU, whose name the report
+bears; what is missing is called not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cases import MIXTURE
+
+NOT_MEASURED = "not measured"
+BASELINES = ("sliced", "compiled", "full", "masked")
+Key = tuple[str, int, str, str, Any]
+"""Device, batch, number format, label and UF."""
+
+
+class Times:
+    """Median seconds by device, batch, number format, label, UF and implementation."""
+
+    def __init__(self, entries: Iterable[dict[str, Any]]) -> None:
+        self.seconds: dict[tuple[Key, str], float] = {}
+        self.info: dict[Key, dict[str, Any]] = {}
+        for entry in entries:
+            info = entry["extra_info"]
+            key = (info["device"], info["batch"], info["kind"], info["label"], info["uf"])
+            self.seconds[key, info["implementation"]] = entry["stats"]["median"]
+            self.info[key] = info
+
+    def points(self) -> list[tuple[str, int, str]]:
+        """Device, batch and number format of what was measured."""
+        return sorted({key[:3] for key in self.info})
+
+    def labels(self, point: tuple[str, int, str]) -> list[str]:
+        """Cases at a point, in the order in which they were measured."""
+        return list(dict.fromkeys(key[3] for key in self.info if key[:3] == point))
+
+    def row(self, point: tuple[str, int, str], label: str, uf: Any) -> dict[str, float]:
+        """All that is known of a case at a UF; what is not is missing."""
+        key, wide = (*point, label, uf), (*point, label, 1.0)
+        row: dict[str, float] = {}
+        if key not in self.info or wide not in self.info:
+            return row
+        now, full = self.info[key], self.info[wide]
+        row["saving"] = full["macs"] / now["macs"]
+        if now["roofline"]:
+            row["attainable"] = full["roofline"] / now["roofline"]
+        ours, ours_wide = self.seconds.get((key, "slimse")), self.seconds.get((wide, "slimse"))
+        if ours and ours_wide:
+            row["seconds"], row["measured"] = ours, ours_wide / ours
+            if "attainable" in row:
+                row["share"] = row["measured"] / row["attainable"]
+        for name in BASELINES:
+            theirs = self.seconds.get((key, name))
+            if ours and theirs:
+                row[name] = theirs / ours
+        return row
+
+    def mixing(self, point: tuple[str, int, str], label: str) -> float | None:
+        """Time of the mixture over the mean of the uniform times, weighted by their shares."""
+        ours = {uf: self.seconds.get(((*point, label, uf), "slimse")) for uf in [*MIXTURE, "mixture"]}
+        if None in ours.values():
+            return None
+        return ours["mixture"] / sum(share * ours[uf] for uf, share in MIXTURE.items())  # type: ignore[operator]
+
+
+def table(times: Times, point: tuple[str, int, str]) -> list[str]:
+    """Markdown lines of one device, batch and number format."""
+    heads = [
+        "case",
+        "UF",
+        "time",
+        "MAC saving",
+        "attainable",
+        "measured",
+        "of attainable",
+        *(f"vs {b}" for b in BASELINES),
+    ]
+    names = ["saving", "attainable", "measured", "share", *BASELINES]
+    lines = ["| " + " | ".join(heads) + " |", "| --- | ---: |" + " ---: |" * (len(heads) - 2)]
+    for label in times.labels(point):
+        for uf in sorted({key[4] for key in times.info if key[:4] == (*point, label)}, key=str):
+            row = times.row(point, label, uf)
+            time = f"{1e3 * row['seconds']:.3f} ms" if "seconds" in row else NOT_MEASURED
+            missing = {} if "attainable" in row else dict.fromkeys(("attainable", "share"), "no roofline")
+            cells = [f"{row[name]:.2f}" if name in row else missing.get(name, NOT_MEASURED) for name in names]
+            lines.append(f"| {label} | {uf} | {time} | " + " | ".join(cells) + " |")
+    mixed = [(label, times.mixing(point, label)) for label in times.labels(point)]
+    lines += ["", "Mixture over the share-weighted mean of the uniform times:", ""]
+    return [*lines, *(f"- {label}: {NOT_MEASURED if ratio is None else f'{ratio:.2f}'}" for label, ratio in mixed)]
+
+
+def write(entries: Iterable[dict[str, Any]], folder: Path, notes: Iterable[str] = ()) -> Path:
+    """Write the report and its plots.
+
+    Args:
+        entries: of ``benchmarks`` in the JSON.
+        folder: where to, created if it is missing.
+        notes: lines to stand above the tables.
+
+    Returns:
+        Path of the report.
+    """
+    times = Times(entries)
+    folder.mkdir(parents=True, exist_ok=True)
+    devices = sorted({point[0] for point in times.points()})
+    gpus = [device for device in devices if not device.startswith("CPU")]
+    lines = [
+        "# Times of the slimmable ops",
+        "",
+        f"Devices: {', '.join(devices)}. GPU: {', '.join(gpus) if gpus else NOT_MEASURED}.",
+        "",
+        "Time: median of the op. MAC saving, attainable (by the roofline, where the device has one) and measured: at",
+        "UF 1 over at the UF. Versus: time of the baseline over that of the op, the baseline being torch's layers on",
+        "sliced weights, the same compiled, at full width, and at full width with masks.",
+        *(["", *notes] if notes else []),
+    ]
+    for point in times.points():
+        device, batch, kind = point
+        lines += ["", f"## {device}, batch {batch}, {kind}", "", *table(times, point)]
+    if importlib.util.find_spec("matplotlib"):
+        _plot(times, folder)
+        lines += ["", "![Speed-up against MAC saving](speedup.png)", "", "![Time per block](blocks.png)"]
+    else:
+        lines += ["", "No plots: matplotlib is not installed."]
+    path = folder / "report.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _plot(times: Times, folder: Path) -> None:
+    """Speed-up against MAC saving with what is attainable, and time per block, of the largest batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    points = [point for point in times.points() if point[1] == max(p[1] for p in times.points())]
+    figures = [plt.subplots(1, len(points), figsize=(6 * len(points), 5), squeeze=False) for _ in range(2)]
+    for column, point in enumerate(points):
+        scatter, bars = figures[0][1][0, column], figures[1][1][0, column]
+        for label in times.labels(point):
+            rows = [row for uf in MIXTURE if "measured" in (row := times.row(point, label, uf))]
+            if rows:
+                (line,) = scatter.plot([r["saving"] for r in rows], [r["measured"] for r in rows], "o-", label=label)
+                if all("attainable" in row for row in rows):
+                    x, y = zip(*((row["saving"], row["attainable"]) for row in rows), strict=True)
+                    scatter.plot(x, y, "--", color=line.get_color())
+        blocks = [label for label in times.labels(point) if label.split()[0] in ("encoder", "decoder")]
+        for place, uf in enumerate([*MIXTURE, "mixture"]):
+            heights = [1e3 * times.row(point, label, uf).get("seconds", 0.0) for label in blocks]
+            bars.bar([index + 0.16 * place for index in range(len(blocks))], heights, 0.16, label=str(uf))
+        bars.set_xticks(range(len(blocks)), blocks, rotation=45, ha="right")
+        scatter.set(title=", ".join(map(str, point)), xlabel="MAC saving", ylabel="speed-up (dashed: attainable)")
+        bars.set(title=", ".join(map(str, point)), ylabel="ms")
+        scatter.legend(fontsize=7)
+        bars.legend(title="UF")
+    for (figure, _), name in zip(figures, ("speedup", "blocks"), strict=True):
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.png", dpi=100)
+        plt.close(figure)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Turn times into a report.")
+    parser.add_argument("times", nargs="+", type=Path, help="JSON of pytest-benchmark or gpu.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the report")
+    arguments = parser.parse_args()
+    entries = [entry for path in arguments.times for entry in json.loads(path.read_text())["benchmarks"]]
+    print(write(entries, arguments.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""``rows @ weight`` laid over time: a transposed convolution, or the gradient of a convolution at its input.
+
+Dimensions:
+    rows: input positions of all batch items, ``J`` elements each, ``UNIT`` per unit of the width.
+    blocks: runs of ``S`` output positions, ``n_blocks`` an item; the first begins ``PADDING`` positions early.
+    COLS: what a program computes of a block: all of it (``S * OUT_CHANNELS``), or one phase (``OUT_CHANNELS``).
+
+Phase ``s`` of a block sums tap ``i`` of the row ``(i * DILATION - s) / S`` before the block's own, where that is a
+whole number. Where a kernel is ``r`` whole blocks wide, all phases sum the same rows, and a block is one run of a
+weight row: then they are computed together, as one phase of a kernel of ``r`` taps and stride 1. Every output position
+gathers its contributions, in order: no atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launching
+from .launching import Prefix, Rows
+from .prefix_gemm import load_cut_block, load_row_tile, load_weight_block, select_tile
+
+
+@triton.jit
+def load_tap_rows(blocks, mask_t, shift, width_ptr, n_pos, n_blocks, width, CHANNELS: tl.constexpr):
+    """Rows ``shift`` before the output ``blocks``, their widths (0 where none), the largest width."""
+    pos = blocks % n_blocks - shift
+    valid = mask_t & (pos >= 0) & (pos < n_pos)
+    rows = tl.where(valid, (blocks // n_blocks) * n_pos + pos, 0)
+    if width_ptr is not None:
+        row_width = tl.where(valid, tl.minimum(tl.load(width_ptr + rows), CHANNELS), 0)
+        k_max = tl.max(row_width, axis=0)
+    else:
+        row_width = tl.where(valid, width, 0)
+        k_max = width
+    return rows, row_width, k_max
+
+
+@triton.jit
+def store_blocks(
+    acc,
+    bias_ptr,  # (OUT_CHANNELS,) or None
+    out_ptr,  # (batch, n_time, OUT_CHANNELS)
+    width_out_ptr,  # (batch * n_time,) int32 or None
+    blocks,
+    mask_t,
+    offs_c,
+    phase,
+    n_blocks,
+    n_time,
+    width_out,
+    COLS: tl.constexpr,
+    SPAN: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    PADDING: tl.constexpr,
+    CUT_OUT: tl.constexpr,
+    RELU: tl.constexpr,
+):
+    """Write output blocks, after bias and ReLU where they are asked for; an item's outer blocks may be cut."""
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + offs_c % OUT_CHANNELS).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.maximum(acc, 0.0)
+    pos = (blocks % n_blocks) * SPAN + (phase - PADDING)
+    item = blocks // n_blocks
+    if CUT_OUT:
+        inside = mask_t & (pos >= 0) & (pos < n_time)
+        active = output_width(width_out_ptr, item, pos, inside, n_time, width_out, OUT_CHANNELS)
+        acc = tl.where(offs_c[None, :] < active[:, None], acc, 0.0)
+    start = (item.to(tl.int64) * n_time + pos) * OUT_CHANNELS
+    # Compared by position, so that the mask is known to be constant over channels and stores stay wide.
+    column_pos = pos[:, None] + (offs_c // OUT_CHANNELS)[None, :]
+    mask = mask_t[:, None] & (offs_c < COLS)[None, :] & (column_pos < n_time)
+    if PADDING > 0:
+        mask = mask & (column_pos >= 0)
+    tl.store((out_ptr + start)[:, None] + offs_c[None, :], acc, mask=mask)
+
+
+@triton.jit
+def output_width(width_out_ptr, item, pos, inside, n_time, width_out, OUT_CHANNELS: tl.constexpr):
+    """Active channels of output positions, 0 outside of an item."""
+    if width_out_ptr is not None:
+        width_out = tl.minimum(tl.load(width_out_ptr + item * n_time + tl.where(inside, pos, 0)), OUT_CHANNELS)
+    return tl.where(inside, width_out, 0)
+
+
+@triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_blocks", "n_time", "width", "width_out"])
+def _overlap_add_kernel(
+    x_ptr,  # rows of J, CHANNELS apart, item stride stride_b
+    weight_ptr,  # (J, TAPS * COLS), rows [:UNIT * k] are read
+    bias_ptr,  # (OUT_CHANNELS,) or None
+    out_ptr,  # (batch, n_time, OUT_CHANNELS)
+    width_ptr,  # (batch * n_pos,) int32 or None
+    width_out_ptr,  # (batch * n_time,) int32 or None
+    order_ptr,  # (n_rows,) int32 or None: of the output blocks
+    stride_b,
+    n_rows,  # batch * n_blocks
+    n_pos,
+    n_blocks,
+    n_time,
+    width,
+    width_out,
+    CHANNELS: tl.constexpr,
+    J: tl.constexpr,
+    UNIT: tl.constexpr,
+    COLS: tl.constexpr,
+    SPAN: tl.constexpr,  # output positions of a block
+    OUT_CHANNELS: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    PADDING: tl.constexpr,
+    CUT_OUT: tl.constexpr,  # whether output channels may be inactive
+    RELU: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    blocks, mask_t, _, _ = load_row_tile(order_ptr, None, width, n_rows, J, BLOCK_T)
+    phase = tl.program_id(2)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k_out = OUT_CHANNELS
+    if CUT_OUT:
+        pos = (blocks % n_blocks) * SPAN + (phase - PADDING)
+        inside = mask_t & (pos >= 0) & (pos < n_time)
+        k_out = tl.max(output_width(width_out_ptr, blocks // n_blocks, pos, inside, n_time, width_out, OUT_CHANNELS), 0)
+    acc = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
+    for tap in range(0, TAPS):
+        shift = tap * DILATION - phase
+        rows, row_width, k_max = load_tap_rows(
+            blocks, mask_t, shift // STRIDE, width_ptr, n_pos, n_blocks, width, J // UNIT
+        )
+        active = k_max * UNIT
+        if STRIDE > 1:
+            active = tl.where(shift % STRIDE == 0, active, 0)
+        if CUT_OUT:
+            active = tl.where(tl.program_id(1) * BLOCK_C < k_out, active, 0)
+        starts = ((rows // n_pos).to(tl.int64) * stride_b + rows % n_pos) * CHANNELS
+        for j in range(0, active, BLOCK_J):
+            offs_j = j + tl.arange(0, BLOCK_J)
+            hidden = load_cut_block(x_ptr + starts, row_width * UNIT, offs_j, J, BLOCK_J)
+            units = tl.minimum(offs_j, active - 1) * TAPS + tap
+            weight = load_weight_block(weight_ptr, units, offs_c, COLS, COLS % BLOCK_C == 0)
+            acc = tl.dot(hidden, weight, acc, input_precision=PRECISION)
+    store_blocks(
+        acc,
+        bias_ptr,
+        out_ptr,
+        width_out_ptr,
+        blocks,
+        mask_t,
+        offs_c,
+        phase,
+        n_blocks,
+        n_time,
+        width_out,
+        COLS,
+        SPAN,
+        OUT_CHANNELS,
+        PADDING,
+        CUT_OUT,
+        RELU,
+    )
+
+
+def overlap_add(
+    rows: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    width: Prefix,
+    *,
+    channels: int,
+    n_time: int,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: int = 0,
+    width_out: Prefix | None = None,
+    unit: int = 1,
+    relu: bool = False,
+    order: Tensor | None = None,
+    precision: str,
+) -> Tensor:
+    """``rows @ weight`` over time: tap ``i`` of row ``p`` adds to position ``p * stride + i * dilation - padding``.
+
+    Args:
+        rows: one run of ``J`` elements each, or fewer than the weight has rows.
+        weight: ``[J, K * channels]``; rows ``[:unit * k]`` are read.
+        bias: ``[channels]`` or None.
+        width: active units of the rows.
+        channels: channels of the output.
+        n_time: output positions; those that no tap reaches are zero (or the bias).
+        stride: output positions between rows.
+        dilation: output positions between taps.
+        padding: output positions cut off at the start.
+        width_out: active channels of the output positions, the others become zero; None for all.
+        unit: elements of a row per unit.
+        relu: whether a ReLU follows.
+        order: int32, a permutation of the blocks of ``stride`` output positions that says which share a tile, or None.
+        precision: of float32 products.
+
+    Returns:
+        ``[B, n_time, channels]``.
+    """
+    batch, taps = rows.data.shape[0], weight.numel() // (weight.shape[0] * channels)
+    out = weight.new_empty(batch, n_time, channels)
+    if out.numel() == 0:
+        return out
+    per_item = rows.per_item
+    if rows.count == 0:
+        # Nothing to gather, not even a row to clamp to: only bias and ReLU are left.
+        width, per_item = Prefix(0), 1
+    span, phases = stride, stride
+    if dilation == 1 and taps % stride == 0 and width_out is None:
+        taps, stride, phases = taps // stride, 1, 1
+    cols = channels * span // phases
+    blocks = triton.cdiv(n_time + padding, span)
+    cut_out, width_out = width_out is not None, width_out or Prefix(channels)
+    tile = select_tile(batch * blocks, cols, weight.dtype, precision)
+    launching.launch(
+        _overlap_add_kernel,
+        (triton.cdiv(batch * blocks, tile.rows), triton.cdiv(cols, tile.cols), phases),
+        *(rows.data, weight, bias, out, width.rows, width_out.rows, order),
+        *(rows.stride_b, batch * blocks, per_item, blocks, n_time, width.bound, width_out.bound),
+        CHANNELS=rows.channels,
+        J=rows.length,
+        UNIT=unit,
+        COLS=cols,
+        SPAN=span,
+        OUT_CHANNELS=channels,
+        TAPS=taps,
+        STRIDE=stride,
+        DILATION=dilation,
+        PADDING=padding,
+        CUT_OUT=cut_out,
+        RELU=relu,
+        BLOCK_T=tile.rows,
+        BLOCK_C=tile.cols,
+        BLOCK_J=tile.depth,
+        PRECISION=precision,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return out

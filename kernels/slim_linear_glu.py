@@ -1,0 +1,373 @@
+"""Pointwise layer and GLU in one launch, with the active prefix of its input or of its output.
+
+Dimensions:
+    rows: ``B * T`` positions.
+    C_IN, C_OUT: channels before and after. A row of width ``k`` has the leading ``k`` input (output) channels active.
+
+Cut on the input, a row of the weight holds all values, then all gates; cut on the output, a unit's value row and gate
+row lie side by side, so that both come from one product with ``2 k`` leading rows. Either way the active part is a
+run of leading rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launching
+from .launching import Prefix, Rows
+from .overlap_add import overlap_add
+from .prefix_gemm import (
+    load_cut_block,
+    load_row_tile,
+    load_weight_block,
+    row_product,
+    row_starts,
+    select_tile,
+    weight_grad,
+)
+from .window_gemm import window_product
+
+
+@triton.jit
+def glu_units(
+    row_ptr,  # (BLOCK_T,) pointers to rows of C_IN
+    skip_ptr,  # (BLOCK_T,) pointers to rows that are added to them, or None
+    weight_ptr,  # (C_OUT, 2, C_IN), rows [:k] are read
+    bias_ptr,  # (C_OUT, 2)
+    h,
+    k_max,
+    C_IN: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Values and sigmoids of the gates of units ``[h, h + BLOCK_H)``, fp32."""
+    halves = tl.minimum(2 * h + tl.arange(0, 2 * BLOCK_H), 2 * k_max - 1)
+    acc = tl.zeros([BLOCK_T, 2 * BLOCK_H], dtype=tl.float32)
+    acc = row_product(acc, row_ptr, skip_ptr, weight_ptr, halves, C_IN, C_IN, BLOCK_K, PRECISION)
+    acc += tl.load(bias_ptr + halves).to(tl.float32)[None, :]
+    value, gate = tl.split(tl.reshape(acc, [BLOCK_T, BLOCK_H, 2]))
+    return value, tl.sigmoid(gate)
+
+
+@triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "width"])
+def _output_cut_kernel(
+    x_ptr,  # (B, n_pos, C_IN), item stride stride_b, positions CHANNELS apart
+    skip_ptr,  # (B, n_pos, C_IN), item stride stride_skip, positions SKIP_CHANNELS apart, or None
+    weight_ptr,  # (C_OUT, 2, C_IN), rows [:k] are read
+    bias_ptr,  # (C_OUT, 2)
+    grad_ptr,  # (n_rows, C_OUT) for the gradient: that of the output, columns [:k] of a row are read, or None
+    out_ptr,  # (n_rows, C_OUT), columns [:k] of a row are written
+    grad_out_ptr,  # (n_rows, C_OUT, 2) for the gradient at the input of the GLU, or None
+    width_ptr,  # (n_rows,) int32 or None
+    order_ptr,  # (n_rows,) int32 or None
+    stride_b,
+    stride_skip,
+    n_rows,
+    n_pos,
+    width,
+    CHANNELS: tl.constexpr,
+    SKIP_CHANNELS: tl.constexpr,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    ZERO: tl.constexpr,  # whether inactive columns are written as zeros
+    BLOCK_T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Units, and for the backward pass the gradient at the values and gates they come from."""
+    rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, C_OUT, BLOCK_T)
+    h = tl.program_id(1) * BLOCK_H
+    offs_h = h + tl.arange(0, BLOCK_H)
+    mask = mask_t[:, None] & (offs_h < C_OUT)[None, :]
+    starts = rows.to(tl.int64)[:, None] * C_OUT + offs_h[None, :]
+    if h < k_max:
+        row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, 1, CHANNELS)
+        add_ptr = None if skip_ptr is None else skip_ptr + row_starts(rows, n_pos, stride_skip, 1, SKIP_CHANNELS)
+        value, gate = glu_units(
+            row_ptr, add_ptr, weight_ptr, bias_ptr, h, k_max, C_IN, BLOCK_T, BLOCK_H, BLOCK_K, PRECISION
+        )
+        out = value * gate
+        if ZERO:
+            out = tl.where(offs_h[None, :] < row_width[:, None], out, 0.0)
+        tl.store(out_ptr + starts, out, mask=mask)
+        if grad_ptr is not None:
+            grad = load_cut_block(grad_ptr + rows.to(tl.int64) * C_OUT, row_width, offs_h, C_OUT, BLOCK_H)
+            grad = grad.to(tl.float32)
+            both = tl.reshape(tl.join(grad * gate, grad * value * gate * (1.0 - gate)), [BLOCK_T, 2 * BLOCK_H])
+            offs_j = 2 * h + tl.arange(0, 2 * BLOCK_H)
+            ptrs = grad_out_ptr + rows.to(tl.int64)[:, None] * (2 * C_OUT) + offs_j[None, :]
+            tl.store(ptrs, both, mask=mask_t[:, None] & (offs_j < 2 * C_OUT)[None, :])
+    elif ZERO:
+        tl.store(out_ptr + starts, tl.zeros([BLOCK_T, BLOCK_H], dtype=tl.float32), mask=mask)
+
+
+@triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "width"])
+def _input_cut_kernel(
+    x_ptr,  # (B, n_pos, C_IN), item stride stride_b, positions CHANNELS apart; columns [:k] of a row are used
+    skip_ptr,  # (B, n_pos, C_IN), item stride stride_skip, positions SKIP_CHANNELS apart, or None
+    weight_ptr,  # (C_IN, 2 * C_OUT), rows [:k] are read
+    bias_ptr,  # (2 * C_OUT,)
+    grad_ptr,  # (n_rows, C_OUT) for the gradient: that of the output, or None
+    out_ptr,  # (n_rows, C_OUT), or (n_rows, 2 * C_OUT) for the gradient
+    width_ptr,  # (n_rows,) int32 or None
+    order_ptr,  # (n_rows,) int32 or None
+    stride_b,
+    stride_skip,
+    n_rows,
+    n_pos,
+    width,
+    CHANNELS: tl.constexpr,
+    SKIP_CHANNELS: tl.constexpr,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``GLU(x @ weight + bias)``, or the gradient at the input of the GLU."""
+    rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, C_IN, BLOCK_T)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, 1, CHANNELS)
+    value = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
+    gate = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
+    for h in range(0, k_max, BLOCK_H):
+        offs_h = h + tl.arange(0, BLOCK_H)
+        units = tl.minimum(offs_h, k_max - 1)
+        hidden = load_cut_block(row_ptr, row_width, offs_h, C_IN, BLOCK_H)
+        if skip_ptr is not None:
+            skip_rows = skip_ptr + row_starts(rows, n_pos, stride_skip, 1, SKIP_CHANNELS)
+            skip = load_cut_block(skip_rows, row_width, offs_h, C_IN, BLOCK_H)
+            hidden = (hidden.to(tl.float32) + skip.to(tl.float32)).to(hidden.dtype)
+        weight_value = load_weight_block(weight_ptr, 2 * units, offs_c, C_OUT, C_OUT % BLOCK_C == 0)
+        value = tl.dot(hidden, weight_value, value, input_precision=PRECISION)
+        weight_gate = load_weight_block(weight_ptr, 2 * units + 1, offs_c, C_OUT, C_OUT % BLOCK_C == 0)
+        gate = tl.dot(hidden, weight_gate, gate, input_precision=PRECISION)
+    mask_c = offs_c < C_OUT
+    mask = mask_t[:, None] & mask_c[None, :]
+    value += tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
+    gate += tl.load(bias_ptr + C_OUT + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
+    gate = tl.sigmoid(gate)
+    rows = rows.to(tl.int64)
+    if grad_ptr is None:
+        tl.store(out_ptr + rows[:, None] * C_OUT + offs_c[None, :], value * gate, mask=mask)
+    else:
+        grad = tl.load(grad_ptr + rows[:, None] * C_OUT + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
+        out_ptrs = out_ptr + rows[:, None] * (2 * C_OUT) + offs_c[None, :]
+        tl.store(out_ptrs, grad * gate, mask=mask)
+        tl.store(out_ptrs + C_OUT, grad * value * gate * (1.0 - gate), mask=mask)
+
+
+def input_cut(
+    rows: Rows,
+    skip: Rows | None,
+    weight: Tensor,
+    bias: Tensor,
+    width: Prefix,
+    *,
+    grad: Tensor | None = None,
+    order: Tensor | None = None,
+    precision: str,
+) -> Tensor:
+    """Launch `_input_cut_kernel`: ``[B, T, C_out]``, or ``[B, T, 2 C_out]`` from the gradient of the output."""
+    channels = weight.shape[1] // 2
+    out = weight.new_empty(rows.data.shape[0], rows.per_item, channels if grad is None else 2 * channels)
+    if out.numel() == 0:
+        return out
+    # Value and gate are two accumulators: together they are as wide as one tile.
+    tile = select_tile(rows.count, 2 * channels, weight.dtype, precision)
+    block_c = max(tile.cols // 2, 16)
+    launching.launch(
+        _input_cut_kernel,
+        (triton.cdiv(rows.count, tile.rows), triton.cdiv(channels, block_c)),
+        *(rows.data, None if skip is None else skip.data, weight, bias, grad, out, width.rows, order),
+        *(rows.stride_b, 0 if skip is None else skip.stride_b, rows.count, rows.per_item, width.bound),
+        CHANNELS=rows.channels,
+        SKIP_CHANNELS=1 if skip is None else skip.channels,
+        C_IN=rows.length,
+        C_OUT=channels,
+        BLOCK_T=tile.rows,
+        BLOCK_C=block_c,
+        BLOCK_H=tile.depth,
+        PRECISION=precision,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return out
+
+
+def output_cut(
+    rows: Rows,
+    skip: Rows | None,
+    weight: Tensor,
+    bias: Tensor,
+    width: Prefix,
+    *,
+    grad: Tensor | None = None,
+    zero: bool = False,
+    order: Tensor | None = None,
+    precision: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Launch `_output_cut_kernel`: ``[B, T, C_out]``, and from its gradient that at the GLU's input.
+
+    The latter is ``[B, T, 2 C_out]``, value and gate of a unit side by side. Inactive columns are undefined, or with
+    ``zero`` those of the first are zero.
+    """
+    channels = weight.shape[0]
+    out = weight.new_empty(rows.data.shape[0], rows.per_item, channels)
+    halves = None if grad is None else out.new_empty(*out.shape[:2], 2 * channels)
+    written = channels if zero else width.bound
+    if rows.count == 0 or written == 0:
+        return out, halves
+    # Value and gate are one accumulator of twice the width.
+    tile = select_tile(rows.count, 2 * written, weight.dtype, precision)
+    block_h = max(tile.cols // 2, 16)
+    launching.launch(
+        _output_cut_kernel,
+        (triton.cdiv(rows.count, tile.rows), triton.cdiv(written, block_h)),
+        *(rows.data, None if skip is None else skip.data, weight, bias, grad, out, halves, width.rows, order),
+        *(rows.stride_b, 0 if skip is None else skip.stride_b, rows.count, rows.per_item, width.bound),
+        CHANNELS=rows.channels,
+        SKIP_CHANNELS=1 if skip is None else skip.channels,
+        C_IN=rows.length,
+        C_OUT=channels,
+        ZERO=zero,
+        BLOCK_T=tile.rows,
+        BLOCK_H=block_h,
+        BLOCK_K=tile.depth,
+        PRECISION=precision,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return out, halves
+
+
+def slim_linear_glu_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    width: int | Tensor,
+    cut: str,
+    skip: Tensor | None = None,
+    *,
+    order: Tensor | None = None,
+    precision: str = "ieee",
+) -> Tensor:
+    """Pointwise layer and GLU; see `slimse.ops.slim_linear_glu` for what it computes.
+
+    Args:
+        x: ``[B, T, C_in]``; cut on the input, it may be as narrow as the largest width.
+        weight: cut on the input ``[C_in, 2 * C_out]``, on the output ``[C_out, 2, C_in]``.
+        bias: cut on the input ``[2 * C_out]``, on the output ``[C_out, 2]``.
+        width: active channels: a number, or an integer tensor ``[B, T]``.
+        cut: ``"input"`` or ``"output"``.
+        skip: as ``x``, added to it on the way in; or None.
+        order: int32 ``[B * T]``, a permutation of the rows that says which share a tile, or None.
+        precision: of float32 products.
+
+    Returns:
+        ``[B, T, C_out]``; cut on the output with zeros in inactive channels, or ``[B, T, width]`` for a number.
+
+    Raises:
+        ValueError: for arguments that do not fit together.
+    """
+    rows, added, width = _check(x, weight, bias, width, cut, skip)
+    launching.check_precision(precision)
+    launching.check_order(order, rows.count)
+    if cut == "input":
+        return input_cut(rows, added, weight, bias, width, order=order, precision=precision)
+    ragged = width.rows is not None
+    out, _ = output_cut(rows, added, weight, bias, width, zero=ragged, order=order, precision=precision)
+    return out if ragged else out[:, :, : width.bound]
+
+
+def slim_linear_glu_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    width: int | Tensor,
+    cut: str,
+    skip: Tensor | None = None,
+    *,
+    order: Tensor | None = None,
+    precision: str = "ieee",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `slim_linear_glu_forward` at ``x`` (and ``skip``), ``weight`` and ``bias``; deterministic.
+
+    Args:
+        grad: as the result of the forward pass.
+        x: as in the forward pass, like all that follow.
+        weight: as there.
+        bias: as there.
+        width: as there.
+        cut: ``"input"`` or ``"output"``.
+        skip: as there.
+        order: as there.
+        precision: of float32 products.
+
+    Raises:
+        ValueError: for arguments that do not fit together.
+    """
+    # The weight's gradient reads x + skip as well, so that the sum is written out once here.
+    x = x if skip is None else x + skip
+    rows, _, width = _check(x, weight, bias, width, cut, None)
+    launching.check_precision(precision)
+    launching.check_order(order, rows.count)
+    outputs = weight.shape[1] // 2 if cut == "input" else weight.shape[0]
+    if cut == "output" and width.rows is None:
+        grad = torch.nn.functional.pad(grad, (0, outputs - width.bound))
+    grad = grad.contiguous()
+    launching.check_shapes(weight=(weight, tuple(weight.shape)), grad=(grad, (*x.shape[:2], outputs)))
+    if cut == "output":
+        _, halves = output_cut(rows, None, weight, bias, width, grad=grad, order=order, precision=precision)
+        return output_cut_grads(halves, rows, weight, bias, width, precision)
+    grad_glu = input_cut(rows, None, weight, bias, width, grad=grad, order=order, precision=precision)
+    glu_rows = Rows.positions(grad_glu)
+    grad_x = window_product(glu_rows, weight, None, width, zero=True, order=order, precision=precision)
+    grad_weight, _ = weight_grad(rows, glu_rows, width, bias=False, precision=precision)
+    missing = weight.shape[0] - x.shape[2]
+    grad_weight = torch.nn.functional.pad(grad_weight.squeeze(1), (0, 0, 0, missing))
+    return grad_x[:, :, : x.shape[2]], grad_weight, grad_glu.sum((0, 1))
+
+
+def output_cut_grads(
+    halves: Tensor, rows: Rows, weight: Tensor, bias: Tensor, width: Prefix, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients at the rows, weight and bias of a layer that is cut on the output, from that at its GLU's input."""
+    half_rows = Rows.positions(halves)
+    flat, channels = weight.flatten(0, 1), weight.shape[2]
+    grad_x = overlap_add(
+        half_rows, flat, None, width, channels=channels, n_time=rows.per_item, unit=2, precision=precision
+    )
+    grad_weight, grad_bias = weight_grad(half_rows, rows, width, unit=2, bias=True, precision=precision)
+    return grad_x, grad_weight.view_as(weight), grad_bias.view_as(bias)
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor, width: int | Tensor, cut: str, skip: Tensor | None
+) -> tuple[Rows, Rows | None, Prefix]:
+    """Check what the layer is given; return its rows, those added to them, and the width."""
+    if cut not in ("input", "output"):
+        raise ValueError(f"cut = {cut!r}: expected 'input' or 'output'")
+    if cut == "input":
+        inputs, outputs = (weight.shape[0], weight.shape[1] // 2) if weight.ndim == 2 else (0, 0)
+        shapes = {"weight": (weight, (inputs, 2 * outputs)), "bias": (bias, (2 * outputs,))}
+    else:
+        outputs, inputs = (weight.shape[0], weight.shape[-1])
+        shapes = {"weight": (weight, (outputs, 2, inputs)), "bias": (bias, (outputs, 2))}
+    launching.check_shapes(**shapes)
+    channels = x.shape[-1]
+    launching.check_input("x", x, weight, min(inputs, channels) if cut == "input" else inputs)
+    prefix = launching.split_width("width", width, inputs if cut == "input" else outputs, tuple(x.shape[:2]))
+    if cut == "input":
+        if prefix.rows is None and prefix.bound > channels:
+            raise ValueError(f"x has {channels} channels: expected at least width = {prefix.bound}")
+        prefix = Prefix(min(prefix.bound, channels), prefix.rows)
+    return Rows.positions(x), launching.skip_rows(x, skip, weight), prefix

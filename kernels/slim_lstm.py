@@ -1,0 +1,221 @@
+"""LSTM with a prefix of active units per step: all steps in one launch, besides the input's product.
+
+Dimensions:
+    H: units, with a record of four gates each: input, forget, cell, output.
+    A step of width ``k`` updates the leading ``k`` units and lets them see each other; the others keep hidden and cell
+    state and put out zero.
+
+The input's part of all gates is one product over all steps; what remains for the loop over time is a small product per
+step. Hidden and cell state are fp32 throughout.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launching
+from .launching import Prefix
+from .prefix_gemm import load_cut_block
+from .recurrence import (
+    RecurrentConfig,
+    launch_loop,
+    load_fp32,
+    load_item_tile,
+    load_record_block,
+    project,
+    select_config,
+    step_width,
+    tanh,
+)
+
+
+@triton.jit
+def _update(
+    sum_i,  # (units, items): weights times state
+    sum_f,
+    sum_g,
+    sum_o,
+    h,
+    c,
+    gates_ptr,  # (steps, H, 4), with the bias
+    out_ptr,  # (steps, H)
+    step,
+    mask_b,
+    offs_u,
+    active,
+    H: tl.constexpr,
+):
+    """Hidden and cell state after a step; the former is also written out."""
+    gates = gates_ptr + (step * (4 * H))[None, :] + (4 * offs_u)[:, None]
+    write = tl.sigmoid(load_fp32(gates, active) + sum_i)
+    keep = tl.sigmoid(load_fp32(gates + 1, active) + sum_f)
+    new = tanh(load_fp32(gates + 2, active) + sum_g)
+    show = tl.sigmoid(load_fp32(gates + 3, active) + sum_o)
+    cell = keep * c + write * new
+    out = show * tanh(cell)
+    ptrs = out_ptr + (step * H)[None, :] + offs_u[:, None]
+    tl.store(ptrs, tl.where(active, out, 0.0), mask=(offs_u < H)[:, None] & mask_b[None, :])
+    return tl.where(active, out, h), tl.where(active, cell, c)
+
+
+@triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
+def _resident_kernel(
+    gates_ptr,  # (n_batch, n_time, H, 4)
+    weight_ptr,  # (H, 4, H), rows and columns [:width] are read
+    state_ptr,  # (2, n_batch, H) fp32: before, after
+    cell_ptr,  # (n_batch, H) fp32, before and after
+    out_ptr,  # (n_batch, n_time, H), units [:width] are written
+    n_batch,
+    n_time,
+    width,
+    H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    items, mask_b = load_item_tile(n_batch, BLOCK_B)
+    offs_u = tl.arange(0, BLOCK_U)
+    active = (offs_u < width)[:, None] & mask_b[None, :]
+    known = (offs_u < width)[:, None] & (offs_u < width)[None, :]
+    records = weight_ptr + (offs_u * (4 * H))[:, None] + offs_u[None, :]
+    weight_i = tl.load(records, mask=known, other=0.0)
+    weight_f = tl.load(records + H, mask=known, other=0.0)
+    weight_g = tl.load(records + 2 * H, mask=known, other=0.0)
+    weight_o = tl.load(records + 3 * H, mask=known, other=0.0)
+    units = (items * H)[None, :] + offs_u[:, None]
+    h = load_fp32(state_ptr + units, active)
+    c = load_fp32(cell_ptr + units, active)
+    for t in range(0, n_time):
+        seen = h.to(weight_i.dtype)
+        sum_i = tl.dot(weight_i, seen, input_precision=PRECISION)
+        sum_f = tl.dot(weight_f, seen, input_precision=PRECISION)
+        sum_g = tl.dot(weight_g, seen, input_precision=PRECISION)
+        sum_o = tl.dot(weight_o, seen, input_precision=PRECISION)
+        step = items * n_time + t
+        h, c = _update(sum_i, sum_f, sum_g, sum_o, h, c, gates_ptr, out_ptr, step, mask_b, offs_u, active, H)
+    tl.store(state_ptr + n_batch.to(tl.int64) * H + units, h, mask=active)
+    tl.store(cell_ptr + units, c, mask=active)
+
+
+@triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
+def _streamed_kernel(
+    gates_ptr,  # (n_batch, n_time, H, 4)
+    weight_ptr,  # (H, 4, H), rows and columns [:k] are read
+    state_ptr,  # (2, n_batch, H) fp32: before a step and after it, in turn
+    cell_ptr,  # (n_batch, H) fp32, before and after
+    out_ptr,  # (n_batch, n_time, H)
+    width_ptr,  # (n_batch, n_time) int32 or None
+    n_batch,
+    n_time,
+    width,
+    H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    items, mask_b = load_item_tile(n_batch, BLOCK_B)
+    turn = n_batch.to(tl.int64) * H
+    for t in range(0, n_time):
+        step = items * n_time + t
+        k = step_width(width_ptr, step, mask_b, width, H)
+        k_max = tl.max(k, axis=0)
+        old = state_ptr + (t % 2) * turn + items * H
+        new = state_ptr + (1 - t % 2) * turn + items * H
+        for u in range(0, H, BLOCK_U):
+            offs_u = u + tl.arange(0, BLOCK_U)
+            sum_i = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
+            sum_f = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
+            sum_g = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
+            sum_o = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
+            for j in range(0, tl.where(u < k_max, k_max, 0), BLOCK_J):
+                offs_j = j + tl.arange(0, BLOCK_J)
+                seen = tl.trans(load_cut_block(old, k, offs_j, H, BLOCK_J)).to(weight_ptr.dtype.element_ty)
+                weight_i = load_record_block(weight_ptr, 0, offs_u, offs_j, k_max, 4, H, BLOCK_J)
+                sum_i = tl.dot(weight_i, seen, sum_i, input_precision=PRECISION)
+                weight_f = load_record_block(weight_ptr, 1, offs_u, offs_j, k_max, 4, H, BLOCK_J)
+                sum_f = tl.dot(weight_f, seen, sum_f, input_precision=PRECISION)
+                weight_g = load_record_block(weight_ptr, 2, offs_u, offs_j, k_max, 4, H, BLOCK_J)
+                sum_g = tl.dot(weight_g, seen, sum_g, input_precision=PRECISION)
+                weight_o = load_record_block(weight_ptr, 3, offs_u, offs_j, k_max, 4, H, BLOCK_J)
+                sum_o = tl.dot(weight_o, seen, sum_o, input_precision=PRECISION)
+            active = offs_u[:, None] < k[None, :]
+            exists = (offs_u < H)[:, None] & mask_b[None, :]
+            cells = cell_ptr + (items * H)[None, :] + offs_u[:, None]
+            h = load_fp32(old[None, :] + offs_u[:, None], exists)
+            c = load_fp32(cells, exists)
+            h, c = _update(sum_i, sum_f, sum_g, sum_o, h, c, gates_ptr, out_ptr, step, mask_b, offs_u, active, H)
+            tl.store(new[None, :] + offs_u[:, None], h, mask=exists)
+            tl.store(cells, c, mask=exists)
+        # The next step reads what other threads of this program have written.
+        tl.debug_barrier()
+
+
+def slim_lstm_forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor,
+    width: int | Tensor,
+    state: tuple[Tensor, Tensor],
+    *,
+    precision: str = "ieee",
+    config: RecurrentConfig | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Run all steps in two launches; see `slimse.ops.slim_lstm` for what it computes.
+
+    Args:
+        x: ``[B, T, I]``; may be narrower than ``weight_ih``.
+        weight_ih: ``[H, 4, I]``.
+        weight_hh: ``[H, 4, H]``.
+        bias: ``[H, 4]``.
+        width: active units: a number, or an integer tensor ``[B, T]``.
+        state: ``h`` and ``c``, ``[B, H]`` each, before the first step; fp32 or as the other tensors.
+        precision: of float32 products.
+        config: launch parameters; `recurrence.select_config` by default.
+
+    Returns:
+        Output ``[B, T, H]``, for a width that is a number ``[B, T, width]``; and the state after the last step.
+
+    Raises:
+        ValueError: for arguments that do not fit together.
+    """
+    prefix, (h, c) = check_lstm(x, weight_ih, weight_hh, bias, width, state, precision)
+    config = config or select_config(prefix, weight_hh.dtype, precision)
+    batch, time, units = x.shape[0], x.shape[1], weight_hh.shape[0]
+    gates = project(x, weight_ih.unsqueeze(0), bias, prefix, precision=precision)
+    out = gates.new_empty(batch, time, units)
+    states, cells = h.float().expand(2, batch, units).contiguous(), c.float().clone()
+    if out.numel() > 0:
+        kernels, tensors = (_resident_kernel, _streamed_kernel), (gates, weight_hh, states, cells, out)
+        launch_loop(kernels, config, tensors, prefix, (batch, time), {"H": units}, precision)
+    last = states[1 if config.resident and time else time % 2]
+    out = out if prefix.rows is not None else out[:, :, : prefix.bound]
+    return out, (last.to(h.dtype), cells.to(c.dtype))
+
+
+def check_lstm(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor,
+    width: int | Tensor,
+    state: tuple[Tensor, Tensor],
+    precision: str,
+) -> tuple[Prefix, tuple[Tensor, Tensor]]:
+    """Check what the layer is given; return the width and the states, contiguous."""
+    if weight_ih.ndim != 3:
+        raise ValueError(f"weight_ih has shape {tuple(weight_ih.shape)}: expected [units, 4, inputs]")
+    units, _, inputs = weight_ih.shape
+    launching.check_shapes(
+        weight_ih=(weight_ih, (units, 4, inputs)),
+        weight_hh=(weight_hh, (units, 4, units)),
+        bias=(bias, (units, 4)),
+    )
+    launching.check_input("x", x, weight_ih, min(inputs, x.shape[-1]))
+    launching.check_precision(precision)
+    shape = (x.shape[0], units)
+    h, c = (launching.check_state(name, t, shape, weight_ih) for name, t in zip(("h", "c"), state, strict=True))
+    return launching.split_width("width", width, units, tuple(x.shape[:2])), (h, c)

@@ -1,0 +1,211 @@
+"""``rows @ weight.T``, a row being a window of a channels-last tensor: a convolution, or the gradient of its transpose.
+
+Dimensions: as in `prefix_gemm`. Output columns ``(J,)`` are cut per row, the elements of a run per position.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launching
+from .launching import Prefix, Rows
+from .prefix_gemm import load_cut_block, load_row_block, load_row_tile, row_product, row_starts, select_tile, tap_starts
+
+
+@triton.jit
+def _cut_product(
+    acc,
+    x_ptr,
+    weight_ptr,  # (GROUPS, J, TAPS, PITCH)
+    width_in_ptr,  # (batch * n_time,) int32 or None
+    rows,
+    mask_t,
+    units,  # (BLOCK_J,) rows of the weight to use
+    stride_b,
+    n_pos,
+    n_time,
+    width_in,
+    STRIDE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    TAPS: tl.constexpr,
+    DILATION: tl.constexpr,
+    PADDING: tl.constexpr,
+    PITCH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``acc + rows @ weight[units].T`` over the active elements of every run."""
+    for tap in range(0, TAPS):
+        starts, active = tap_starts(
+            rows,
+            mask_t,
+            tap,
+            width_in_ptr,
+            stride_b,
+            n_pos,
+            n_time,
+            width_in,
+            STRIDE,
+            CHANNELS,
+            LENGTH,
+            DILATION,
+            PADDING,
+        )
+        k_in = tl.max(active, axis=0)
+        for depth in range(0, k_in, BLOCK_K):
+            offs = depth + tl.arange(0, BLOCK_K)
+            x = load_cut_block(x_ptr + starts, active, offs, LENGTH, BLOCK_K)
+            weight = load_row_block(weight_ptr + (units * TAPS + tap) * PITCH, depth, LENGTH, BLOCK_K)
+            weight = tl.where((offs < k_in)[None, :], weight, 0.0)
+            acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_time", "width", "width_in"])
+def _window_kernel(
+    x_ptr,  # rows of TAPS runs of LENGTH; group g reads LENGTH elements on
+    weight_ptr,  # (GROUPS, J, TAPS, PITCH), rows [:UNIT * k] are read
+    bias_ptr,  # (GROUPS * J,) or None
+    forward_ptr,  # (n_rows, GROUPS * J): result after a ReLU whose gradient this is, or None
+    out_ptr,  # (n_rows, GROUPS * J), columns [:UNIT * k] of a row and group are written
+    width_ptr,  # (n_rows,) int32 or None
+    width_in_ptr,  # (batch * n_time,) int32 or None
+    order_ptr,  # (n_rows,) int32 or None
+    stride_b,
+    n_rows,
+    n_pos,
+    n_time,
+    width,
+    width_in,
+    STRIDE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    TAPS: tl.constexpr,
+    DILATION: tl.constexpr,
+    PADDING: tl.constexpr,
+    PITCH: tl.constexpr,
+    CUT: tl.constexpr,  # whether a run may be inactive in part
+    J: tl.constexpr,
+    UNIT: tl.constexpr,
+    RELU: tl.constexpr,
+    ZERO: tl.constexpr,  # whether inactive columns are written as zeros
+    BLOCK_T: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, J // UNIT, BLOCK_T)
+    active = k_max * UNIT
+    first = tl.program_id(1) * BLOCK_J
+    if ZERO or first < active:
+        group = tl.program_id(2)
+        offs_j = first + tl.arange(0, BLOCK_J)
+        units = group * J + tl.maximum(tl.minimum(offs_j, active - 1), 0)
+        acc = tl.zeros([BLOCK_T, BLOCK_J], dtype=tl.float32)
+        if first < active:
+            if CUT:
+                acc = _cut_product(
+                    acc,
+                    x_ptr + group * LENGTH,
+                    weight_ptr,
+                    width_in_ptr,
+                    rows,
+                    mask_t,
+                    units,
+                    stride_b,
+                    n_pos,
+                    n_time,
+                    width_in,
+                    STRIDE,
+                    CHANNELS,
+                    LENGTH,
+                    TAPS,
+                    DILATION,
+                    PADDING,
+                    PITCH,
+                    BLOCK_K,
+                    PRECISION,
+                )
+            else:
+                row_ptr = x_ptr + group * LENGTH + row_starts(rows, n_pos, stride_b, STRIDE, CHANNELS)
+                acc = row_product(acc, row_ptr, None, weight_ptr, units, LENGTH, PITCH, BLOCK_K, PRECISION)
+        if bias_ptr is not None:
+            acc += tl.load(bias_ptr + units).to(tl.float32)[None, :]
+        if RELU:
+            acc = tl.maximum(acc, 0.0)
+        starts = rows.to(tl.int64) * (J * tl.num_programs(2)) + group * J
+        if forward_ptr is not None:
+            forward = load_cut_block(forward_ptr + starts, row_width * UNIT, offs_j, J, BLOCK_J)
+            acc = tl.where(forward.to(tl.float32) > 0, acc, 0.0)
+        if ZERO:
+            acc = tl.where(offs_j[None, :] < row_width[:, None] * UNIT, acc, 0.0)
+        tl.store((out_ptr + starts)[:, None] + offs_j[None, :], acc, mask=mask_t[:, None] & (offs_j < J)[None, :])
+
+
+def window_product(
+    rows: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    width: Prefix,
+    *,
+    width_in: Prefix | None = None,
+    forward: Tensor | None = None,
+    unit: int = 1,
+    groups: int = 1,
+    relu: bool = False,
+    zero: bool = False,
+    order: Tensor | None = None,
+    precision: str,
+) -> Tensor:
+    """``rows @ weight.T + bias`` with the active prefix of output columns, and of every run of a row.
+
+    Args:
+        rows: of ``taps`` runs of ``length`` elements. Group ``g`` reads those ``g * length`` elements on.
+        weight: ``[groups * J, ...]``, ``taps`` runs of ``length`` or more in a row; a group's leading rows are read.
+        bias: ``[groups * J]`` or None.
+        width: active units of the rows.
+        width_in: active elements of a run over the positions of the data; None for all.
+        forward: ``[B, P, groups * J]``: the result of the forward pass after a ReLU, if this is the gradient there.
+        unit: output columns per unit.
+        groups: independent products side by side.
+        relu: whether a ReLU follows.
+        zero: whether inactive columns become zero; they are undefined otherwise.
+        order: int32, a permutation of the rows that says which share a tile, or None.
+        precision: of float32 products.
+
+    Returns:
+        ``[B, P, groups * J]``.
+    """
+    cols = weight.shape[0] // groups
+    pitch = weight.numel() // (groups * cols * rows.taps)
+    out = weight.new_empty(rows.data.shape[0], rows.per_item, groups * cols)
+    active = unit * width.bound
+    if rows.count == 0 or (active == 0 and not zero):
+        return out
+    written = cols if zero else active
+    tile = select_tile(rows.count, written, weight.dtype, precision)
+    cut = width_in is not None or not rows.plain
+    width_in = width_in or Prefix(rows.length)
+    launching.launch(
+        _window_kernel,
+        (triton.cdiv(rows.count, tile.rows), triton.cdiv(written, tile.cols), groups),
+        *(rows.data, weight, bias, forward, out, width.rows, width_in.rows, order),
+        *(rows.stride_b, rows.count, rows.per_item, rows.data.shape[1], width.bound, width_in.bound),
+        **rows.constants(),
+        PITCH=pitch,
+        CUT=cut,
+        J=cols,
+        UNIT=unit,
+        RELU=relu,
+        ZERO=zero,
+        BLOCK_T=tile.rows,
+        BLOCK_J=tile.cols,
+        BLOCK_K=tile.depth,
+        PRECISION=precision,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return out

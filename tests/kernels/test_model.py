@@ -1,0 +1,68 @@
+"""The whole network on kernels against the network on twins."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from slimse import SlimDemucs, Streamer
+
+
+@pytest.fixture
+def models(device):
+    """The same weights on kernels and on twins."""
+    models = [SlimDemucs("small", backend=backend).to(device) for backend in ("triton", "torch")]
+    models[1].load_state_dict(models[0].state_dict())
+    # Its kernel is still to come.
+    models[0].bottleneck.backend = "torch"
+    return models
+
+
+def widths(kind, model, device):
+    """A number, one per item, or one per frame."""
+    if kind == "uniform":
+        return 0.25
+    shape = (2,) if kind == "items" else (2, model.frames(400))
+    return torch.tensor(model.config.ufs, device=device)[torch.randint(4, shape, device=device)]
+
+
+@pytest.mark.parametrize("kind", ["uniform", "items", "frames"])
+def test_forward_and_gradients(models, kind, device, distance):
+    noisy = torch.randn(2, 1, 400, device=device)
+    uf = widths(kind, models[0], device)
+    results = []
+    for model in models:
+        out = model(noisy, uf)
+        out.square().sum().backward()
+        results.append([out.detach(), *(parameter.grad for parameter in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        assert distance(ours, theirs) < 1e-4
+
+
+@torch.no_grad()
+def test_streaming(models, device, distance):
+    noisy = torch.randn(300, device=device)
+    streamer = Streamer(models[0], 0.5)
+    parts = [streamer.feed(chunk, uf) for chunk, uf in zip(noisy.split(100), (0.125, 1.0, 0.5), strict=True)]
+    enhanced = torch.cat([*parts, streamer.flush()])
+    reference = Streamer(models[1], 0.5)
+    parts = [reference.feed(chunk, uf) for chunk, uf in zip(noisy.split(100), (0.125, 1.0, 0.5), strict=True)]
+    assert distance(enhanced, torch.cat([*parts, reference.flush()])) < 1e-5
+
+
+@torch.no_grad()
+def test_compiled_in_one_graph(models, device, distance):
+    noisy = torch.randn(2, 1, 400, device=device)
+    uf = widths("frames", models[0], device)
+    compiled = torch.compile(models[0], fullgraph=True, backend="aot_eager")
+    assert distance(compiled(noisy, uf), models[1](noisy, uf)) < 1e-5
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"backend": "cuda"}, "backend = 'cuda': expected one of"), ({"precision": "fp32"}, "precision = 'fp32'")],
+)
+def test_unknown_choices_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SlimDemucs("small", **options)

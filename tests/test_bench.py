@@ -1,0 +1,91 @@
+"""The arithmetic of the benchmarks: work, rooflines and reports. No time is looked at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import report
+import roofline
+import torch
+from cases import MIXTURE, Setup
+
+from slimse import SlimDemucs
+from slimse.profiling import profile
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+def test_macs_of_the_blocks_are_those_of_the_profile():
+    """Per sample of a long clip."""
+    seconds = 60.0
+    for width in profile(SlimDemucs("paper")).widths:
+        for name, block in (("encoder", roofline.encoder_block), ("decoder", roofline.decoder_block)):
+            for level in range(1, 6):
+                k = roofline.CONFIG.ufs.channels(width.uf, roofline.CONFIG.channels(level))
+                work = block(level, 3, seconds, k)
+                expected = width.blocks[f"{name}.{level - 1}"] * 3 * seconds * roofline.CONFIG.sample_rate
+                assert work.macs == pytest.approx(expected, rel=0.005)
+
+
+def test_a_roofline_is_the_slower_of_memory_and_arithmetic():
+    ceilings = roofline.Ceilings(100.0, {"fp32": 10.0, "bf16": 1000.0})
+    work = roofline.Work(macs=50, elements=50)
+    assert work.seconds("fp32", ceilings) == 10.0
+    assert work.seconds("bf16", ceilings) == 1.0
+    assert (work + work).seconds("bf16", ceilings) == 2.0
+
+
+def test_the_mixture_has_its_shares():
+    ufs = Setup(None, 64, 4.0, "fp32", "cpu").ufs(250)
+    for uf, share in MIXTURE.items():
+        assert float((ufs == uf).float().mean()) == pytest.approx(share, abs=0.02)
+    width, mean = Setup(None, 2, 4.0, "fp32", "cpu").width(64, 1000)
+    assert width.shape == (2, 1000)
+    assert mean == pytest.approx(float(width.float().mean()))
+
+
+def entry(implementation, uf, seconds, macs=8.0, line=None, device="CPU (test)"):
+    info = {"label": "encoder 1", "uf": uf, "implementation": implementation, "macs": macs, "roofline": line}
+    info |= {"device": device, "batch": 1, "kind": "fp32"}
+    return {"stats": {"median": seconds}, "extra_info": info}
+
+
+def test_a_report_divides_what_was_measured_and_names_what_was_not(tmp_path):
+    entries = [
+        entry("slimse", 1.0, 8.0, 8.0, 4.0),
+        entry("slimse", 0.125, 2.0, 1.0, 0.8),
+        entry("full", 0.125, 9.0, 1.0, 0.8),
+    ]
+    row = report.Times(entries).row(("CPU (test)", 1, "fp32"), "encoder 1", 0.125)
+    assert row == {"saving": 8.0, "attainable": 5.0, "seconds": 2.0, "measured": 4.0, "share": 0.8, "full": 4.5}
+    text = report.write(entries, tmp_path).read_text()
+    assert "GPU: not measured" in text
+    assert (
+        "| encoder 1 | 0.125 | 2000.000 ms | 8.00 | 5.00 | 4.00 | 0.80 | not measured | not measured | 4.50 |" in text
+    )
+    assert "- encoder 1: not measured" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "speedup.png", "blocks.png"}
+
+
+def test_a_mixture_stands_beside_the_mean_of_the_uniform_times():
+    entries = [entry("slimse", uf, 10 * uf) for uf in MIXTURE] + [entry("slimse", "mixture", 6.0)]
+    mean = sum(10 * uf * share for uf, share in MIXTURE.items())
+    assert report.Times(entries).mixing(("CPU (test)", 1, "fp32"), "encoder 1") == pytest.approx(6.0 / mean)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured(tmp_path):
+    command = [sys.executable, BENCH / "gpu.py", "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no CUDA device" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_command(tmp_path):
+    times = tmp_path / "times.json"
+    times.write_text(json.dumps({"benchmarks": [entry("slimse", 1.0, 8.0)]}))
+    subprocess.run([sys.executable, BENCH / "report.py", times, "--out", tmp_path], check=True)
+    assert "encoder 1" in (tmp_path / "report.md").read_text()
