@@ -11,9 +11,14 @@ import typer
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A .toml file or a recipe of the package: backbone, router, joint, scratch, fixed.")
+        str,
+        typer.Argument(
+            help="A .toml file or a recipe of the package: backbone, router, joint, scratch, fixed, voicebank."
+        ),
     ],
-    data: Annotated[Path, typer.Option(help="Folder with speech/, noise/ and, if you have any, rir/.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder with speech/, noise/ and perhaps rir/; or with pairs in noisy/ and clean/.")
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for checkpoints, logs and weights; resumes what it holds.")
     ],
@@ -26,6 +31,10 @@ def train(
     rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     precision: Annotated[str | None, typer.Option(help="Lightning's precision, such as 32-true or bf16-mixed.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that mix.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="GPUs, or processes on a CPU, that train in step. Default: all GPUs, or 1.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Machines; start the command on each with torchrun.", min=1)] = 1,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and mixtures.")] = None,
 ) -> None:
     """Train a slimmable model on your own recordings, or go on with a run that was interrupted."""
@@ -40,5 +49,7 @@ def train(
         steps=steps, batch=batch, rate=rate, precision=precision, workers=workers, seed=seed
     )
     initial = load(init).requires_grad_(True) if init else None
-    weights = run(config, data, out, valid, initial, progress=sys.stderr.isatty())
+    weights = run(
+        config, data, out, valid, initial, progress=sys.stderr.isatty(), devices=devices or "auto", nodes=nodes
+    )
     print(f"weights: {weights}")

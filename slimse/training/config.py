@@ -76,6 +76,8 @@ class TrainConfig:
     """Decay per step of the averaged weights, which are those that are validated and exported."""
     every: int = 250
     """Steps between validations and checkpoints."""
+    valid_speakers: tuple[str, ...] = ()
+    """Of a folder of pairs: files whose names begin with one of these and ``_`` are watched, not trained on."""
     valid_items: int = 10
     """Pairs used in the validation during training."""
     precision: str = "bf16-mixed"
@@ -120,7 +122,8 @@ class TrainConfig:
         )
         if unknown:
             raise ValueError(f"unknown keys {unknown} in a training recipe; known: {sorted(known)}")
-        return cls(**{**values, "mixing": Recipe(**mixing)})
+        speakers = tuple(values.get("valid_speakers", ()))
+        return cls(**{**values, "valid_speakers": speakers, "mixing": Recipe(**mixing)})
 
     @classmethod
     def read(cls, recipe: str | Path) -> TrainConfig:

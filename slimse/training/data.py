@@ -2,73 +2,127 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import lightning
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..audio.files import read_mono
+from ..evaluation.evaluate import Pair as FilePair
+from ..evaluation.evaluate import find_pairs
 from .config import TrainConfig
 from .mixing import Bank, Mixer, load_rooms
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
-class WatchedPairs(Dataset[Pair]):
-    """Fixed pairs of ``noisy`` and ``clean`` files of the same name, at most 4 s of each."""
+_PAIR_FOLDERS = (("noisy_trainset_28spk_wav", "clean_trainset_28spk_wav"), ("noisy", "clean"))
+"""Sub-folders of pairs: those of VoiceBank+DEMAND as it is distributed, and plain names."""
 
-    def __init__(self, folder: Path, count: int, sample_rate: int) -> None:
-        names = sorted(path.name for path in (folder / "noisy").iterdir())
-        self.files = [
-            (folder / "noisy" / name, folder / "clean" / name) for name in names[:: max(1, len(names) // count)][:count]
-        ]
+
+def training_pairs(data: Path) -> list[FilePair]:
+    """Pairs of files below ``data`` where it holds pairs (see `TrainingData`), else none."""
+    for noisy, clean in _PAIR_FOLDERS:
+        if (data / noisy).is_dir() and (data / clean).is_dir():
+            return find_pairs(data / noisy, data / clean)
+    return []
+
+
+class WatchedPairs(Dataset[Pair]):
+    """Some of the given pairs, at most 4 s of each."""
+
+    def __init__(self, pairs: Sequence[FilePair], count: int, sample_rate: int) -> None:
+        self.pairs = pairs[:: max(1, len(pairs) // count)][:count]
         self.sample_rate = sample_rate
 
     def __len__(self) -> int:
         """Number of pairs."""
-        return len(self.files)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Pair:
         """Noisy and clean, ``[1, samples]`` each."""
-        noisy, clean = (read_mono(path, self.sample_rate)[: 4 * self.sample_rate] for path in self.files[index])
+        pair = self.pairs[index]
+        noisy, clean = (read_mono(path, self.sample_rate)[: 4 * self.sample_rate] for path in (pair.noisy, pair.clean))
         return torch.from_numpy(noisy)[None], torch.from_numpy(clean)[None]
 
 
-class TrainingData(lightning.LightningDataModule):
-    """Dynamic mixtures of ``data/speech``, ``data/noise`` and ``data/rir``; see `Mixer`.
+class PairSegments(Dataset[Pair]):
+    """Random segments of recorded pairs; like `Mixer`, item ``n`` is a function of seed and number alone.
 
     Args:
-        data: the folder with the three; ``rir`` may be missing.
-        valid: folder with ``noisy`` and ``clean``, or None for no validation.
+        pairs: to draw from, each as often as any other.
+        length: samples per segment; what is shorter is followed by silence.
+        size: number of items.
+        seed: of the run.
+        offset: number of the first item.
+        sample_rate: Hz; files of other rates are resampled.
+    """
+
+    def __init__(
+        self, pairs: Sequence[FilePair], length: int, size: int, seed: int, offset: int, sample_rate: int
+    ) -> None:
+        self.pairs, self.length, self.size = pairs, length, size
+        self.seed, self.offset, self.sample_rate = seed, offset, sample_rate
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return self.size
+
+    def __getitem__(self, index: int) -> Pair:
+        """Noisy and clean, ``[1, length]`` each."""
+        rng = np.random.default_rng([self.seed, self.offset + index])
+        pair = self.pairs[int(rng.integers(len(self.pairs)))]
+        both = [torch.from_numpy(read_mono(path, self.sample_rate)) for path in (pair.noisy, pair.clean)]
+        start = int(rng.integers(max(min(map(len, both)) - self.length, 0) + 1))
+        cut = [audio[start : start + self.length] for audio in both]
+        noisy, clean = (F.pad(audio, (0, self.length - len(audio)))[None] for audio in cut)
+        return noisy, clean
+
+
+class TrainingData(lightning.LightningDataModule):
+    """Dynamic mixtures of ``data/speech``, ``data/noise`` and ``data/rir`` (see `Mixer`), or recorded pairs.
+
+    Args:
+        data: a folder with the three, of which ``rir`` may be missing; or one with pairs of files of the same name in
+            ``noisy`` and ``clean``, or in the training folders of VoiceBank+DEMAND (28 speakers).
+        valid: folder with ``noisy`` and ``clean`` to watch; None watches the pairs of ``config.valid_speakers``.
         config: of the run.
         sample_rate: Hz.
+
+    Raises:
+        ValueError: for a folder with neither, or pairs that are all of the watched speakers.
     """
 
     def __init__(self, data: Path, valid: Path | None, config: TrainConfig, sample_rate: int) -> None:
         super().__init__()
         self.config, self.sample_rate = config, sample_rate
-        self.pairs = WatchedPairs(valid, config.valid_items, sample_rate) if valid else None
+        held = tuple(f"{speaker}_" for speaker in config.valid_speakers)
+        pairs = training_pairs(data)
+        self.pairs = [pair for pair in pairs if not Path(pair.name).name.startswith(held)]
+        watched = find_pairs(valid / "noisy", valid / "clean") if valid else [p for p in pairs if p not in self.pairs]
+        self.watched = WatchedPairs(watched, config.valid_items, sample_rate) if watched else None
+        if pairs:
+            if not self.pairs:
+                raise ValueError(f"{data} holds pairs of {config.valid_speakers} alone: expected others too")
+            return
         self.speech = Bank.load(data / "speech", sample_rate)
         self.noise = Bank.load(data / "noise", sample_rate)
         self.rooms = load_rooms(data / "rir", sample_rate) if (data / "rir").is_dir() else []
 
     def items(self, offset: int, size: int, seed: int, seconds: float) -> Dataset[Pair]:
         """``size`` items from number ``offset`` on: functions of the seed and their number alone."""
-        return Mixer(
-            self.speech,
-            self.noise,
-            self.rooms,
-            # A multiple of 20, the pieces in which the mixer looks for active speech.
-            length=int(seconds * self.sample_rate) // 20 * 20,
-            size=size,
-            seed=seed,
-            offset=offset,
-            sample_rate=self.sample_rate,
-            recipe=self.config.mixing,
-        )
+        # A multiple of 20, the pieces in which the mixer looks for active speech.
+        length = int(seconds * self.sample_rate) // 20 * 20
+        if self.pairs:
+            return PairSegments(self.pairs, length, size, seed, offset, self.sample_rate)
+        banks = self.speech, self.noise, self.rooms
+        return Mixer(*banks, length, size, seed, offset, sample_rate=self.sample_rate, recipe=self.config.mixing)
 
     def train_dataloader(self) -> DataLoader[Pair]:
         """The items of the next ``every`` steps: they depend on the step alone, so a resumed run sees the same.
@@ -86,4 +140,4 @@ class TrainingData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Pair] | list[DataLoader[Pair]]:
         """The fixed pairs, one at a time."""
-        return DataLoader(self.pairs, batch_size=1) if self.pairs else []
+        return DataLoader(self.watched, batch_size=1) if self.watched else []

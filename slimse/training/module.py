@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import lightning
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.random import Generator
 from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio as si_sdr
@@ -122,8 +123,8 @@ class SlimmableTraining(lightning.LightningModule):
 
     def _drawn(self, items: int, draw: Callable[[Generator, int], Any]) -> Tensor:
         """The share of this process in what the step draws for the items of all processes."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, processes = (self.global_rank, torch.distributed.get_world_size()) if distributed else (0, 1)
+        distributed = dist.is_available() and dist.is_initialized()
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         rng = np.random.default_rng([self.config.seed, self.global_step, 1])
         return torch.from_numpy(np.asarray(draw(rng, items * processes)[rank::processes], dtype=np.float32))
 

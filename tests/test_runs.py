@@ -1,0 +1,205 @@
+"""Whole runs: interrupted, on several processes, on folders of pairs."""
+
+import csv
+import os
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import slimse
+from slimse import PRESETS, SlimDemucs
+from slimse.models import RouterConfig
+
+pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
+
+from slimse.training.config import TrainConfig
+from slimse.training.data import PairSegments, TrainingData, training_pairs
+from slimse.training.module import SlimmableTraining
+from slimse.training.run import train
+
+ROUTER = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
+CONFIG = TrainConfig(
+    stage="joint",
+    preset="small",
+    seconds=0.4,
+    batch=2,
+    narrow_batch=2,
+    steps=6,
+    every=2,
+    warmup=2,
+    precision="32-true",
+    workers=0,
+    ema=0.5,
+    valid_speakers=("p286", "p287"),
+    valid_items=2,
+)
+PROCESSES = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_runs import CONFIG, small, step_module, whole_batch
+from slimse.training.run import train
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+module = step_module()
+wrapped = torch.nn.parallel.DistributedDataParallel(module)
+wrapped(*(x[rank::2] for x in whole_batch())).backward()
+if rank == 0:
+    gradients = {name: p.grad for name, p in module.model.named_parameters()}
+    torch.save((gradients, module.routing.state_dict()), sys.argv[1] + "/gradients.pt")
+dist.destroy_process_group()
+train(CONFIG.override(steps=2), Path(sys.argv[2]), Path(sys.argv[1]) / "run", None, small(), False, devices=2)
+"""
+
+
+def small():
+    torch.manual_seed(0)
+    return SlimDemucs(replace(PRESETS["small"], router=ROUTER))
+
+
+def whole_batch():
+    generator = torch.Generator().manual_seed(1)
+    clean = 0.05 * torch.randn(4, 1, 4000, generator=generator)
+    return clean + 0.05 * torch.randn(4, 1, 4000, generator=generator), clean
+
+
+def step_module():
+    """A training step as a forward: what `torch.nn.parallel.DistributedDataParallel` wraps."""
+    module = SlimmableTraining(CONFIG.override(batch=4, narrow_batch=4), small())
+    module.log = module.log_dict = lambda *_, **__: None
+    module.forward = lambda noisy, clean: module.training_step((noisy, clean), 0)
+    return module
+
+
+@pytest.fixture
+def voicebank(tmp_path):
+    """Files as in VoiceBank+DEMAND: 48 kHz, four folders, speakers in the names."""
+    rng = np.random.default_rng(0)
+    for part, speakers in (("trainset_28spk", ("p226", "p230", "p286", "p287")), ("testset", ("p232",))):
+        for speaker in speakers:
+            for number in range(2):
+                clean = 0.1 * np.sin(2 * np.pi * rng.uniform(100, 300) * np.arange(36_000) / 48_000)
+                for kind, audio in (("clean", clean), ("noisy", clean + 0.05 * rng.standard_normal(36_000))):
+                    path = tmp_path / "vb" / f"{kind}_{part}_wav" / f"{speaker}_{number:03}.wav"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    soundfile.write(path, audio, 48_000)
+    return tmp_path / "vb"
+
+
+def curve(folder):
+    """Logged training losses by step, over all parts of a run, later parts replacing what they repeat."""
+    rows = {}
+    for path in sorted(folder.glob("logs/version_*/metrics.csv")):
+        for row in csv.DictReader(path.open()):
+            if row.get("train/routed"):
+                names = ("train/routed", "train/1.0", "train/efficiency", "train/guide")
+                rows[int(row["step"])] = [row[name] for name in names]
+    return rows
+
+
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(voicebank, tmp_path, monkeypatch):
+    whole = train(CONFIG, voicebank, tmp_path / "whole", None, small(), progress=False)
+    step = SlimmableTraining.training_step
+
+    def dies(self, batch, index):
+        if self.global_step == 5:
+            raise MemoryError("killed")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(SlimmableTraining, "training_step", dies)
+    with pytest.raises(MemoryError, match="killed"):
+        train(CONFIG, voicebank, tmp_path / "cut", None, small(), progress=False)
+    monkeypatch.undo()
+    # What a death in the middle of writing leaves behind must not matter.
+    assert [path.name for path in (tmp_path / "cut").glob("*.ckpt")] == ["last.ckpt"]
+    resumed = train(CONFIG, voicebank, tmp_path / "cut", None, small(), progress=False)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert len(curve(tmp_path / "whole")) == 3
+    one, other = slimse.load(whole).state_dict(), slimse.load(resumed).state_dict()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+    assert "valid/si_sdr/auto" in next((tmp_path / "whole").rglob("metrics.csv")).read_text()
+
+
+def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(voicebank, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*command, str(script), str(tmp_path), str(voicebank), str(Path(__file__).parent)],
+        check=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    gradients, routing = torch.load(tmp_path / "gradients.pt")
+    module = step_module()
+    module(*whole_batch()).backward()
+    for name, parameter in module.model.named_parameters():
+        assert parameter.grad.norm() > 0
+        assert (gradients[name] - parameter.grad).norm() <= 1e-4 * parameter.grad.norm(), name
+    for name, tensor in module.routing.state_dict().items():
+        assert torch.allclose(routing[name], tensor, atol=1e-6), name
+    assert slimse.load(tmp_path / "run" / "model.safetensors").router is not None
+
+
+def test_processes_share_the_items_of_a_step(voicebank):
+    def batches(processes, batch):
+        found = []
+        for rank in range(processes):
+            data = TrainingData(voicebank, None, CONFIG.override(batch=batch), 16_000)
+            data.trainer = types.SimpleNamespace(world_size=processes, global_rank=rank, global_step=3)
+            found.append([noisy for noisy, _ in data.train_dataloader()])
+        return [torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*found, strict=True)]
+
+    for one, two in zip(batches(1, 4), batches(2, 2), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_voicebank_keeps_its_two_speakers_for_watching(voicebank):
+    data = TrainingData(voicebank, None, TrainConfig.read("voicebank"), 16_000)
+    assert {pair.name[:4] for pair in data.pairs} == {"p226", "p230"}
+    assert {pair.name[:4] for pair in data.watched.pairs} == {"p286", "p287"}
+    assert len(training_pairs(voicebank)) == 8
+    with pytest.raises(ValueError, match="expected others too"):
+        TrainingData(voicebank, None, CONFIG.override(valid_speakers=("p226", "p230", "p286", "p287")), 16_000)
+
+
+def test_segments_of_pairs_are_aligned_and_repeatable(voicebank):
+    pairs = training_pairs(voicebank)
+    items, later = (PairSegments(pairs, 4000, 20, 1, offset, 16_000) for offset in (0, 5))
+    noisy, clean = items[7]
+    assert noisy.shape == clean.shape == (1, 4000)
+    assert torch.equal(noisy, later[2][0])
+    error = (noisy - clean).std()
+    assert error < clean.std()
+    longer = PairSegments(pairs, 20_000, 1, 1, 0, 16_000)[0][0]
+    assert not longer[:, 12_100:].any()
+
+
+def test_fine_tuning_on_a_folder_of_pairs_is_one_command(voicebank, tmp_path):
+    from typer.testing import CliRunner
+
+    from slimse.cli import app
+
+    pairs = tmp_path / "mine"
+    pairs.mkdir()
+    for kind in ("noisy", "clean"):
+        (voicebank / f"{kind}_testset_wav").rename(pairs / kind)
+    slimse.save(SlimDemucs("small"), tmp_path / "start.safetensors")
+    recipe = tmp_path / "tune.toml"
+    recipe.write_text(
+        'stage = "joint"\nseconds = 0.4\nbatch = 2\nnarrow_batch = 2\nsteps = 1\nevery = 1\nprecision = "32-true"\n'
+        f'workers = 0\ninit = "{tmp_path / "start.safetensors"}"\n'
+    )
+    result = CliRunner().invoke(app, ["train", str(recipe), "--data", str(pairs), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert slimse.load(tmp_path / "out" / "model.safetensors").router is not None
