@@ -112,15 +112,16 @@ class SlimDemucs(nn.Module):
             need = -(-need // 2) + LOOKAHEAD
         return need
 
-    def _frames_done(self, state: DemucsState) -> int:
-        return 0 if state.samples == 0 else 1 + (state.samples - self.first_samples) // self.hop
+    def frames_done(self, samples: int) -> int:
+        """Frames that a stream can run once ``samples`` samples have come in."""
+        return max(0, 1 + (samples - self.first_samples) // self.hop)
 
     def frames_left(self, state: DemucsState, samples: int) -> int:
         """Frames that `finish` has to run when the signal ends ``samples`` samples after ``state``; may be 0."""
         total = state.samples + samples
-        return self.frames(total) - self._frames_done(state) if total else 0
+        return self.frames(total) - self.frames_done(state.samples) if total else 0
 
-    def _emitted(self, frames: int) -> int:
+    def emitted(self, frames: int) -> int:
         """Output samples that are ready once ``frames`` frames have run."""
         ready = frames * self.frame_map.rate(0)
         for _ in self.down:
@@ -139,11 +140,11 @@ class SlimDemucs(nn.Module):
         if not self.config.causal:
             raise ValueError("a bidirectional model has no latency: it needs the whole signal")
         first = 1
-        while not self._emitted(first):
+        while not self.emitted(first):
             first += 1
         # The first output waits for the first frames; from then on, each frame's first output waits the longest.
         start = self.first_samples + (first - 1) * self.hop - 1
-        return max(start, start + self.hop - self._emitted(first))
+        return max(start, start + self.hop - self.emitted(first))
 
     # Offline and streaming -------------------------------------------------------------------------------------
 
@@ -250,7 +251,7 @@ class SlimDemucs(nn.Module):
         schedule = self.config.ufs.schedule(uf, samples.shape[0], max(left, 1))
         pad = self.receptive_samples(self.frames(total)) - total
         out, _ = self._levelled(samples, pad, state, schedule, final=True)
-        return out[:, : total - self._emitted(self._frames_done(state))]
+        return out[:, : total - self.emitted(self.frames_done(state.samples))]
 
     def extract(self, uf: float) -> PlainDemucs:
         """One width as a smaller network of `torch.nn` layers, with copies of the weights it needs.

@@ -1,0 +1,192 @@
+"""Where everything lies in the flat arrays of the compiled network: field numbers, and the packing of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+
+from ..nn import GroupedGRU
+from ..nn.resample import LOOKAHEAD, TAPS, filter_taps
+
+if TYPE_CHECKING:
+    from ..models import SlimDemucs
+
+LANES = 16
+"""Numbers of a vector; channels and columns are padded to a multiple of it."""
+BLOCK = 64
+"""Positions that one pass over the weights of a block serves."""
+STEP_FRAMES = 256
+"""Most frames of one step of a stream: bounds the memory that a long chunk takes."""
+
+# Fields of ``shape``; ``*_AT`` are offsets in ``mem``, or in ``scratch`` from SUM_AT on.
+STAGES, DEPTH, KERNEL, STRIDE, HOP, FIRST, FRAMES, UFS, GROUPS, UNITS, LAYERS = range(11)
+LEVEL_AT, UP_AT, UP_STEP, DOWN_AT, DOWN_STEP, RNN_AT, PENDING_AT = range(11, 18)
+SUM_AT, HIDDEN_AT, GATES_AT, WIDE_AT, X_AT, FIR_AT, FIR_STEP, SHAPE = range(18, 26)
+# Fields of ``levels[i]``: level 0 is the up-sampled signal. STEP is the distance of two positions in ``mem``.
+RATE, LAG, STEP, AT, TAIL_AT, LEVEL = range(6)
+# Fields of ``mats[m]``. Level ``i`` has the matrices ``4 * (i - 1) + ENC_CONV`` and so on, the bottleneck what follows.
+W_AT, BIAS_AT, W_STEP, W_NEXT, W_GROUP, VECTORS, MAT = range(7)
+ENC_CONV, ENC_GLU, DEC_GLU, DEC_CONV = range(4)
+# Fields of ``const`` and where its filter taps, its zeros and then the biases begin.
+REFERENCE, FLOOR, TAPS_AT, ZEROS_AT, CONST = 0, 1, 16, 16 + TAPS, 16 + TAPS + 64
+# Fields of ``ints``: samples that wait per stage, samples seen, samples pending, then scratch.
+UP_COUNT, DOWN_COUNT, SAMPLES, PENDING, PICKED, SLOTS = 0, 2, 4, 5, 8, 8 + BLOCK
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def padded(channels: int) -> int:
+    """``channels`` rounded up to whole vectors."""
+    return -(-channels // LANES) * LANES
+
+
+class Layout:
+    """The flat arrays of a model: packed once, read by all its streams.
+
+    A weight is a matrix ``[inputs, outputs]`` in panels of one or four vectors of outputs, so that both kinds of prefix
+    (outputs of a first product, inputs of a second one) read whole cache lines in the order in which they lie.
+
+    Args:
+        model: a causal `SlimDemucs` in float32 on the CPU. Its weights are copied.
+        frames: most frames of one pass over the levels.
+        half: keep the weights in float16.
+    """
+
+    def __init__(self, model: SlimDemucs, frames: int, *, half: bool) -> None:
+        config = model.config
+        self._half = half
+        self._weights: list[NDArray[Any]] = []
+        self._biases: list[Floats] = []
+        self._mats: list[list[int]] = []
+        self._w_at, self._bias_at = 0, CONST
+        self.channels = [config.channels(level) for level in range(config.depth + 1)]
+        self.counts = np.array([[config.ufs.channels(uf, c) for uf in config.ufs] for c in self.channels], np.int64)
+        for level in range(1, config.depth + 1):
+            self._pack_level(model, level)
+        self.rnn_channels = padded(self.channels[-1] // config.groups if config.rnn == "gru" else self.channels[-1])
+        self._pack_bottleneck(model)
+        self.weights = np.concatenate(self._weights)
+        taps = filter_taps().float().numpy()
+        head = np.zeros(CONST, np.float32)
+        head[REFERENCE], head[FLOOR], head[TAPS_AT : TAPS_AT + TAPS] = config.reference_level, config.floor, taps
+        self.const = np.concatenate([head, *self._biases])
+        self.mats = np.array(self._mats, np.int64)
+        self._place(model, frames)
+
+    def _add(self, matrix: torch.Tensor, bias: torch.Tensor, used: Sequence[int]) -> None:
+        """Append ``[inputs, outputs]`` (outputs padded), its bias, and in which numbers of vectors it will be read."""
+        inputs, outputs = matrix.shape
+        vectors = outputs // LANES
+        wide = 4 if all(count % 4 == 0 for count in (vectors, *used)) else 1
+        panels = rearrange(matrix.detach(), "i (p l) -> p i l", l=wide * LANES).contiguous()
+        flat = panels.half().numpy().view(np.uint16) if self._half else panels.numpy()
+        step = wide * LANES
+        following = LANES if wide == 4 else inputs * LANES
+        group = inputs * LANES * 4
+        self._mats.append([self._w_at, self._bias_at, step, following, group, vectors])
+        self._weights.append(flat.reshape(-1))
+        self._w_at += flat.size
+        self._biases.append(bias.detach().numpy().astype(np.float32))
+        self._bias_at += len(bias)
+
+    def _pack_level(self, model: SlimDemucs, level: int) -> None:
+        inputs, channels = self.channels[level - 1], self.channels[level]
+        wide, outer = padded(channels), inputs if level == 1 else padded(inputs)
+        vectors = [padded(int(count)) // LANES for count in self.counts[level]]
+        encoder, decoder = model.encoder[level - 1], model.decoder[level - 1]
+
+        conv = _pad(rearrange(encoder.conv_weight, "o (k i) -> k i o", i=inputs), outer, wide)
+        self._add(rearrange(conv, "k i o -> (k i) o"), _pad(encoder.conv_bias, wide), vectors)
+        glu = _pad(rearrange(encoder.glu_weight, "i (g o) -> i g o", g=2), 2, wide)
+        self._add(_interleave(glu), _interleave(_pad(encoder.glu_bias.view(1, 2, -1), 2, wide))[0], [])
+
+        glu = _pad(rearrange(decoder.glu_weight, "o g i -> i g o"), 2, wide)
+        bias = _interleave(_pad(decoder.glu_bias.t()[None], 2, wide))[0]
+        self._add(_interleave(glu), bias, [2 * count for count in vectors])
+        taps = _pad(rearrange(decoder.conv_weight, "o (k i) -> o k i", i=inputs), model.config.kernel_size, outer)
+        flat = rearrange(taps, "o k i -> o (k i)")
+        # Positions overlap, so the bias goes with the first stride of each alone.
+        bias = _pad(decoder.conv_bias, outer).repeat(model.config.stride)
+        columns = padded(flat.shape[1])
+        self._add(_pad(flat, columns), _pad(bias, columns), [])
+
+    def _pack_bottleneck(self, model: SlimDemucs) -> None:
+        bottleneck, units = model.bottleneck, self.rnn_channels
+        if isinstance(bottleneck, GroupedGRU):
+            for group in range(bottleneck.groups):
+                for kind in ("ih", "hh"):
+                    weight = bottleneck.get_parameter(f"weight_{kind}")[group]
+                    matrix = _pad(rearrange(weight, "i (g o) -> i g o", g=3), 3, units)
+                    bias = _pad(bottleneck.get_parameter(f"bias_{kind}")[group, 0].view(3, -1), units)
+                    self._add(rearrange(matrix, "i g o -> i (g o)"), bias.reshape(-1), [])
+            return
+        for layer in bottleneck.layers:
+            bias = _pad((layer.bias_ih + layer.bias_hh).t(), units)
+            for weight in (layer.weight_ih, layer.weight_hh):
+                matrix = _pad(rearrange(weight, "o g i -> i g o"), 4, units)
+                self._add(_interleave(matrix), _interleave(bias[None])[0], [4])
+
+    def _place(self, model: SlimDemucs, frames: int) -> None:
+        """Offsets in ``mem`` and ``scratch``."""
+        config, frame_map = model.config, model.frame_map
+        kernel, stride, depth, stages = config.kernel_size, config.stride, config.depth, len(model.up)
+        shape, levels = np.zeros(SHAPE, np.int64), np.zeros((depth + 1, LEVEL), np.int64)
+        groups = config.groups if config.rnn == "gru" else 0
+        shape[[STAGES, DEPTH, KERNEL, STRIDE, HOP]] = stages, depth, kernel, stride, model.hop
+        shape[[FIRST, FRAMES, UFS]] = model.first_samples, frames, len(config.ufs)
+        shape[[GROUPS, UNITS, LAYERS]] = groups, self.rnn_channels, config.rnn_layers
+        self.mem_size = 0
+
+        def reserve(size: int) -> int:
+            start = self.mem_size
+            self.mem_size += padded(size)
+            return start
+
+        shape[LEVEL_AT], most = reserve(LANES), []
+        shape[RNN_AT] = reserve((groups or 2 * config.rnn_layers) * self.rnn_channels)
+        shape[PENDING_AT] = reserve(max(model.first_samples, model.hop))
+        for level in range(depth + 1):
+            rate = frame_map.rate(level)
+            lag = frame_map.lead(level) + 1 - rate if level else kernel - stride
+            step = padded(self.channels[level]) if level else 1
+            most.append(lag + frames * rate + (frame_map.lead(0) + 1 if not level else 0))
+            tail = reserve((kernel - stride) * step + LANES)
+            levels[level] = rate, lag, step, reserve(most[level] * step), tail
+        longest = TAPS + LOOKAHEAD + BLOCK + most[0]
+        shape[UP_STEP] = shape[DOWN_STEP] = padded(longest + TAPS + 2 * LANES)
+        shape[UP_AT] = reserve(stages * int(shape[UP_STEP]))
+        shape[DOWN_AT] = reserve((stages + 1) * int(shape[DOWN_STEP]))
+
+        state, self.mem_size = self.mem_size, 0
+        deepest = 4 * self.rnn_channels * max(groups, 1)
+        sums = max(max(kernel * int(levels[level - 1, STEP]), int(levels[level, STEP])) for level in range(1, depth + 1))
+        shape[SUM_AT] = reserve(BLOCK * sums)
+        shape[HIDDEN_AT] = reserve(BLOCK * int(levels[:, STEP].max()))
+        shape[GATES_AT] = reserve(max(BLOCK * 2 * int(levels[:, STEP].max()), (frames + 1) * deepest))
+        columns = [int(self.mats[4 * (level - 1) + DEC_CONV, VECTORS]) * LANES for level in range(1, depth + 1)]
+        shape[WIDE_AT] = reserve(max(most[level] * columns[level - 1] for level in range(1, depth + 1)))
+        shape[X_AT] = reserve(max(most[level] * int(levels[level, STEP]) for level in range(1, depth + 1)) + LANES)
+        shape[FIR_STEP] = padded(longest + BLOCK)
+        shape[FIR_AT] = reserve(2 * int(shape[FIR_STEP]))
+        self.scratch_size, self.mem_size = self.mem_size, state
+        self.int_size = SLOTS + max(most[1:])
+        self.shape, self.levels = shape, levels
+
+
+def _pad(tensor: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """Zeros behind the last axes until they have these sizes."""
+    amounts: list[int] = []
+    for have, size in zip(reversed(tensor.shape), reversed(sizes), strict=False):
+        amounts += [0, size - have]
+    return torch.nn.functional.pad(tensor.detach(), amounts)
+
+
+def _interleave(tensor: torch.Tensor) -> torch.Tensor:
+    """``[inputs, gates, units]`` to ``[inputs, gates * units]``: a vector of every gate, then the next units."""
+    return rearrange(tensor, "i g (u l) -> i (u g l)", l=LANES)
