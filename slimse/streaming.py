@@ -9,13 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .compiled import STEP_FRAMES, use_compiled
 from .models import DemucsState, SlimDemucs
 from .width import UF
 
 Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
-
-_FRAMES_PER_STEP = 256
-"""Most frames of one step: bounds the memory that a long chunk takes."""
 
 
 class StreamerState(NamedTuple):
@@ -37,9 +35,12 @@ class Streamer:
         uf: width of the frames, a float or ``[streams]``, unless `feed` says otherwise.
         streams: number of parallel streams, whose chunks are ``[streams, n]``; None for one stream of ``[n]``.
         input_std: deviation of the whole signal, for models that normalise; see `SlimDemucs.initial_state`.
+        backend: ``"numba"`` is the compiled path (`slimse.compiled`) for float32 models on the CPU, ``"torch"`` runs
+            everywhere, ``"auto"`` takes the first that can run. The compiled path has the weights of this moment.
+        half: let the compiled path read weights in float16: faster, with a relative error of about 1e-3.
 
     Raises:
-        ValueError: for a model that cannot stream or a UF outside its set.
+        ValueError: for a model that cannot stream, a UF outside its set, or a backend that cannot run.
 
     >>> model = SlimDemucs("small")
     >>> streamer = Streamer(model, uf=0.25)
@@ -56,6 +57,8 @@ class Streamer:
         *,
         streams: int | None = None,
         input_std: float | Tensor | None = None,
+        backend: str = "auto",
+        half: bool = False,
     ) -> None:
         if not model.config.causal:
             raise ValueError("a bidirectional model cannot stream: it needs the whole signal")
@@ -64,7 +67,19 @@ class Streamer:
         self.model, self.streams = model, streams
         self._uf = self._checked(uf)
         self._input_std = input_std
+        self._compiled = None
+        if use_compiled(backend, model):
+            from .compiled.network import CompiledStreams
+
+            self._compiled = CompiledStreams(model, streams or 1, half=half)
+        elif half:
+            raise ValueError("half = True: expected False, as this streamer does not run on the compiled path")
         self.reset()
+
+    @property
+    def backend(self) -> str:
+        """What runs the frames: ``"numba"`` or ``"torch"``."""
+        return "torch" if self._compiled is None else "numba"
 
     @property
     def latency(self) -> int:
@@ -77,6 +92,8 @@ class Streamer:
 
         It can be saved with `torch.save`, and set any number of times.
         """
+        if self._compiled is not None:
+            return StreamerState(*self._compiled.save(), self._last_uf)
         return StreamerState(self._state, self._pending, self._last_uf)
 
     @state.setter
@@ -86,13 +103,14 @@ class Streamer:
                 f"the state is of {state.pending.shape[0]} streams, this streamer runs {self.streams or 1}"
             )
         self._state, self._pending, self._last_uf = state
+        if self._compiled is not None:
+            self._compiled.load(self._state, self._pending)
 
     def reset(self) -> None:
         """Forget everything: the next sample starts a new signal."""
-        self._state = self.model.initial_state(self.streams or 1, self._input_std)
-        self._pending = next(self.model.parameters()).new_zeros(self.streams or 1, 0, dtype=torch.float32)
-        self._last_uf = self._uf
-        self._kind: Any = self._pending
+        pending = next(self.model.parameters()).new_zeros(self.streams or 1, 0, dtype=torch.float32)
+        self.state = StreamerState(self.model.initial_state(self.streams or 1, self._input_std), pending, self._uf)
+        self._kind: Any = pending
 
     def feed(self, chunk: Chunk, uf: UF | None = None) -> Chunk:
         """Take samples, give back those that are ready.
@@ -110,12 +128,16 @@ class Streamer:
         samples = self._as_tensor(chunk)
         self._kind = chunk[..., :0]
         uf = self._uf if uf is None else self._checked(uf)
+        if self._compiled is not None:
+            out, frames = self._compiled.feed(samples, uf)
+            self._last_uf = uf if frames else self._last_uf
+            return self._like(out, chunk)
         pending = torch.cat([self._pending, samples], dim=1)
         model, state, outputs = self.model, self._state, []
         with torch.no_grad():
             while True:
                 first = model.hop if state.samples else model.first_samples
-                frames = min(1 + (pending.shape[1] - first) // model.hop, _FRAMES_PER_STEP)
+                frames = min(1 + (pending.shape[1] - first) // model.hop, STEP_FRAMES)
                 if frames < 1:
                     break
                 used = first + (frames - 1) * model.hop
@@ -135,10 +157,11 @@ class Streamer:
         Returns:
             ``[m]`` or ``[streams, m]``, of the kind of the last chunk (a float32 tensor if there was none).
         """
-        left = self.model.frames_left(self._state, self._pending.shape[1])
+        state, pending = self.state.model, self.state.pending
+        left = self.model.frames_left(state, pending.shape[1])
         chosen = uf if uf is not None else (self._uf if left else self._last_uf)
         with torch.no_grad():
-            out = self.model.finish(self._pending, self._state, chosen)
+            out = self._compiled.finish(chosen) if self._compiled else self.model.finish(pending, state, chosen)
         kind = self._kind
         self.reset()
         return self._like(out, kind)

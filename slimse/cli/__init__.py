@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from .demo import demo
+from .doctor import doctor
 from .enhance import enhance
 from .evaluate import evaluate
 from .profile import profile
@@ -46,5 +47,5 @@ def _options(
     """Speech enhancement whose cost follows the difficulty of the sound."""
 
 
-for command in (enhance, demo, evaluate, profile, train):
+for command in (enhance, demo, evaluate, profile, train, doctor):
     app.command()(command)

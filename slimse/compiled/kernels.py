@@ -26,7 +26,15 @@ _LANES, _BLOCK = f.LANES, f.BLOCK
 _DEPTH = 128
 """Rows of a weight that stay in the first-level cache while many positions pass."""
 
-_jit = njit(nogil=True, cache=True)
+
+
+def _jit(function):
+    """Compile at the first call, without Python's lock; later processes load the result from numba's cache."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        # Neither the package's folder nor the user's cache folder can be written to.
+        return njit(nogil=True)(function)
 
 
 @_jit
@@ -85,7 +93,23 @@ def _product(x, x_at, x_step, rows, inputs, w, const, mats, m, vectors, out, out
                 job = (x, x_here, x_step, w, w_here, step, following, out, to, out_step, const, bias, 0, count, least)
                 _rows(rows, wide, job)
             else:
-                job = (x, x_here, x_step, w, w_here, step, following, out, to, out_step, out, to, out_step, count, least)
+                job = (
+                    x,
+                    x_here,
+                    x_step,
+                    w,
+                    w_here,
+                    step,
+                    following,
+                    out,
+                    to,
+                    out_step,
+                    out,
+                    to,
+                    out_step,
+                    count,
+                    least,
+                )
                 _rows(rows, wide, job)
 
 
@@ -101,7 +125,23 @@ def _vectors(channels):
 def _filter(x, x_at, const, out, out_at, count):
     """The half-sample filter at ``count`` positions; up to 63 more are written."""
     for start in range(0, count, 4 * _LANES):
-        job = (const, f.TAPS_AT, 0, x, x_at + start, 1, _LANES, out, out_at + start, 0, const, f.ZEROS_AT, 0, TAPS, _NONE)
+        job = (
+            const,
+            f.TAPS_AT,
+            0,
+            x,
+            x_at + start,
+            1,
+            _LANES,
+            out,
+            out_at + start,
+            0,
+            const,
+            f.ZEROS_AT,
+            0,
+            TAPS,
+            _NONE,
+        )
         _tile_1x4(0, 0, job)
 
 

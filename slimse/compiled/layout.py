@@ -20,8 +20,6 @@ LANES = 16
 """Numbers of a vector; channels and columns are padded to a multiple of it."""
 BLOCK = 64
 """Positions that one pass over the weights of a block serves."""
-STEP_FRAMES = 256
-"""Most frames of one step of a stream: bounds the memory that a long chunk takes."""
 
 # Fields of ``shape``; ``*_AT`` are offsets in ``mem``, or in ``scratch`` from SUM_AT on.
 STAGES, DEPTH, KERNEL, STRIDE, HOP, FIRST, FRAMES, UFS, GROUPS, UNITS, LAYERS = range(11)
@@ -46,19 +44,18 @@ def padded(channels: int) -> int:
     return -(-channels // LANES) * LANES
 
 
-class Layout:
-    """The flat arrays of a model: packed once, read by all its streams.
+class Weights:
+    """The flat weights of a model: packed once, read by all its streams.
 
     A weight is a matrix ``[inputs, outputs]`` in panels of one or four vectors of outputs, so that both kinds of prefix
     (outputs of a first product, inputs of a second one) read whole cache lines in the order in which they lie.
 
     Args:
         model: a causal `SlimDemucs` in float32 on the CPU. Its weights are copied.
-        frames: most frames of one pass over the levels.
         half: keep the weights in float16.
     """
 
-    def __init__(self, model: SlimDemucs, frames: int, *, half: bool) -> None:
+    def __init__(self, model: SlimDemucs, *, half: bool) -> None:
         config = model.config
         self._half = half
         self._weights: list[NDArray[Any]] = []
@@ -69,7 +66,7 @@ class Layout:
         self.counts = np.array([[config.ufs.channels(uf, c) for uf in config.ufs] for c in self.channels], np.int64)
         for level in range(1, config.depth + 1):
             self._pack_level(model, level)
-        self.rnn_channels = padded(self.channels[-1] // config.groups if config.rnn == "gru" else self.channels[-1])
+        self.units = padded(self.channels[-1] // config.groups if config.rnn == "gru" else self.channels[-1])
         self._pack_bottleneck(model)
         self.weights = np.concatenate(self._weights)
         taps = filter_taps().float().numpy()
@@ -77,7 +74,7 @@ class Layout:
         head[REFERENCE], head[FLOOR], head[TAPS_AT : TAPS_AT + TAPS] = config.reference_level, config.floor, taps
         self.const = np.concatenate([head, *self._biases])
         self.mats = np.array(self._mats, np.int64)
-        self._place(model, frames)
+        del self._weights, self._biases, self._mats
 
     def _add(self, matrix: torch.Tensor, bias: torch.Tensor, used: Sequence[int]) -> None:
         """Append ``[inputs, outputs]`` (outputs padded), its bias, and in which numbers of vectors it will be read."""
@@ -117,7 +114,7 @@ class Layout:
         self._add(_pad(flat, columns), _pad(bias, columns), [])
 
     def _pack_bottleneck(self, model: SlimDemucs) -> None:
-        bottleneck, units = model.bottleneck, self.rnn_channels
+        bottleneck, units = model.bottleneck, self.units
         if isinstance(bottleneck, GroupedGRU):
             for group in range(bottleneck.groups):
                 for kind in ("ih", "hh"):
@@ -132,51 +129,66 @@ class Layout:
                 matrix = _pad(rearrange(weight, "o g i -> i g o"), 4, units)
                 self._add(_interleave(matrix), _interleave(bias[None])[0], [4])
 
-    def _place(self, model: SlimDemucs, frames: int) -> None:
-        """Offsets in ``mem`` and ``scratch``."""
+
+class Places:
+    """Where a stream's state and what lies between two products go, in ``mem`` and ``scratch``.
+
+    Args:
+        model: the model.
+        weights: its weights.
+        frames: most frames of one pass over the levels; more if the end of a signal may need more.
+    """
+
+    def __init__(self, model: SlimDemucs, weights: Weights, frames: int) -> None:
         config, frame_map = model.config, model.frame_map
         kernel, stride, depth, stages = config.kernel_size, config.stride, config.depth, len(model.up)
+        # The last frames of a signal run at once: those that waited for the look-ahead of the resampling.
+        frames = max(frames, 2 + (model.first_samples - model.receptive_samples(1)) // model.hop)
         shape, levels = np.zeros(SHAPE, np.int64), np.zeros((depth + 1, LEVEL), np.int64)
         groups = config.groups if config.rnn == "gru" else 0
         shape[[STAGES, DEPTH, KERNEL, STRIDE, HOP]] = stages, depth, kernel, stride, model.hop
         shape[[FIRST, FRAMES, UFS]] = model.first_samples, frames, len(config.ufs)
-        shape[[GROUPS, UNITS, LAYERS]] = groups, self.rnn_channels, config.rnn_layers
-        self.mem_size = 0
-
-        def reserve(size: int) -> int:
-            start = self.mem_size
-            self.mem_size += padded(size)
-            return start
-
-        shape[LEVEL_AT], most = reserve(LANES), []
-        shape[RNN_AT] = reserve((groups or 2 * config.rnn_layers) * self.rnn_channels)
-        shape[PENDING_AT] = reserve(max(model.first_samples, model.hop))
+        shape[[GROUPS, UNITS, LAYERS]] = groups, weights.units, config.rnn_layers
+        mem, scratch, most = _Arena(), _Arena(), []
+        shape[LEVEL_AT] = mem.reserve(LANES)
+        shape[RNN_AT] = mem.reserve((groups or 2 * config.rnn_layers) * weights.units)
+        shape[PENDING_AT] = mem.reserve(max(model.first_samples, model.hop))
         for level in range(depth + 1):
             rate = frame_map.rate(level)
             lag = frame_map.lead(level) + 1 - rate if level else kernel - stride
-            step = padded(self.channels[level]) if level else 1
+            step = padded(weights.channels[level]) if level else 1
             most.append(lag + frames * rate + (frame_map.lead(0) + 1 if not level else 0))
-            tail = reserve((kernel - stride) * step + LANES)
-            levels[level] = rate, lag, step, reserve(most[level] * step), tail
+            tail = mem.reserve((kernel - stride) * step + LANES)
+            levels[level] = rate, lag, step, mem.reserve(most[level] * step), tail
         longest = TAPS + LOOKAHEAD + BLOCK + most[0]
         shape[UP_STEP] = shape[DOWN_STEP] = padded(longest + TAPS + 2 * LANES)
-        shape[UP_AT] = reserve(stages * int(shape[UP_STEP]))
-        shape[DOWN_AT] = reserve((stages + 1) * int(shape[DOWN_STEP]))
+        shape[UP_AT] = mem.reserve(stages * int(shape[UP_STEP]))
+        shape[DOWN_AT] = mem.reserve((stages + 1) * int(shape[DOWN_STEP]))
 
-        state, self.mem_size = self.mem_size, 0
-        deepest = 4 * self.rnn_channels * max(groups, 1)
-        sums = max(max(kernel * int(levels[level - 1, STEP]), int(levels[level, STEP])) for level in range(1, depth + 1))
-        shape[SUM_AT] = reserve(BLOCK * sums)
-        shape[HIDDEN_AT] = reserve(BLOCK * int(levels[:, STEP].max()))
-        shape[GATES_AT] = reserve(max(BLOCK * 2 * int(levels[:, STEP].max()), (frames + 1) * deepest))
-        columns = [int(self.mats[4 * (level - 1) + DEC_CONV, VECTORS]) * LANES for level in range(1, depth + 1)]
-        shape[WIDE_AT] = reserve(max(most[level] * columns[level - 1] for level in range(1, depth + 1)))
-        shape[X_AT] = reserve(max(most[level] * int(levels[level, STEP]) for level in range(1, depth + 1)) + LANES)
+        steps = [int(step) for step in levels[:, STEP]]
+        columns = [0, *(int(weights.mats[4 * i + DEC_CONV, VECTORS]) * LANES for i in range(depth))]
+        shape[SUM_AT] = scratch.reserve(BLOCK * max(kernel * max(steps[:-1]), max(steps)))
+        shape[HIDDEN_AT] = scratch.reserve(BLOCK * max(steps))
+        shape[GATES_AT] = scratch.reserve(
+            max(BLOCK * 2 * max(steps), (frames + 1) * 4 * weights.units * max(groups, 1))
+        )
+        shape[WIDE_AT] = scratch.reserve(max(a * b for a, b in zip(most[1:], columns[1:], strict=True)))
+        shape[X_AT] = scratch.reserve(max(a * b for a, b in zip(most[1:], steps[1:], strict=True)) + LANES)
         shape[FIR_STEP] = padded(longest + BLOCK)
-        shape[FIR_AT] = reserve(2 * int(shape[FIR_STEP]))
-        self.scratch_size, self.mem_size = self.mem_size, state
-        self.int_size = SLOTS + max(most[1:])
+        shape[FIR_AT] = scratch.reserve(2 * int(shape[FIR_STEP]))
+        self.mem_size, self.scratch_size, self.int_size = mem.size, scratch.size, SLOTS + max(most[1:])
         self.shape, self.levels = shape, levels
+
+
+class _Arena:
+    """Hands out parts of an array that start at whole vectors."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def reserve(self, size: int) -> int:
+        start, self.size = self.size, self.size + padded(size)
+        return start
 
 
 def _pad(tensor: torch.Tensor, *sizes: int) -> torch.Tensor:

@@ -1,56 +1,228 @@
-"""A model's weights in compiled form, and streams that run on them."""
+"""Streams of a model on its compiled kernels, with the state of the torch path at the border."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models import DemucsState, SlimDemucs
-from ..nn.resample import ZEROS
+from ..width import UF
 from . import layout as f
-from .layout import Floats, Ints, Layout
+from .layout import Floats, Ints, Places, Weights
 from .stream import feed
+
+FRAMES = 64
+"""Most frames of one pass over the levels: in a long chunk, each pass reads every weight from memory once."""
+
+_packed: WeakKeyDictionary[SlimDemucs, dict[bool, tuple[Any, Weights]]] = WeakKeyDictionary()
+
+
+def pack(model: SlimDemucs, *, half: bool = False) -> Weights:
+    """The packed weights of a model; packed again only if they have changed."""
+    stamp = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+    known = _packed.setdefault(model, {})
+    if half not in known or known[half][0] != stamp:
+        known[half] = stamp, Weights(model, half=half)
+    return known[half][1]
 
 
 class CompiledStream:
     """One stream of a causal model on the CPU.
 
     Args:
-        model: the model whose weights `layout` holds.
-        layout: from `compiled_layout`.
+        model: the model.
+        weights: its packed weights.
+        places: where the parts of the state go.
+        scratch: memory that streams may share, as they run one after the other; None for memory of its own.
     """
 
-    def __init__(self, model: SlimDemucs, layout: Layout) -> None:
-        self.model, self.layout = model, layout
-        self._mem = np.zeros(layout.mem_size, np.float32)
-        self._scratch = np.zeros(layout.scratch_size, np.float32)
-        self._ints = np.zeros(layout.int_size, np.int64)
-        stages = int(layout.shape[f.STAGES])
-        self._ints[f.UP_COUNT : f.UP_COUNT + stages] = ZEROS - 1
-        self._ints[f.DOWN_COUNT : f.DOWN_COUNT + stages] = 2 * ZEROS
-        self._tables = (layout.weights, layout.const, self._mem, self._scratch, self._ints)
-        self._tables += (layout.shape, layout.levels, layout.mats, layout.counts)
+    def __init__(
+        self, model: SlimDemucs, weights: Weights, places: Places | None = None, scratch: Floats | None = None
+    ) -> None:
+        places = Places(model, weights, FRAMES) if places is None else places
+        self.model, self._places = model, places
+        self._mem = np.zeros(places.mem_size, np.float32)
+        self._ints = np.zeros(places.int_size, np.int64)
+        scratch = np.zeros(places.scratch_size, np.float32) if scratch is None else scratch
+        tables = weights.weights, weights.const, self._mem, scratch, self._ints
+        self._arrays = (*tables, places.shape, places.levels, weights.mats, weights.counts)
+        self._first, self._hop = model.first_samples, model.hop
+        # Both grow by a hop per frame once the resampling filters are full.
+        full = 1 + self._first // self._hop
+        self._received, self._emitted = 0, 0
+        self._behind = full * self._hop - model.emitted(full)
+        self.load(model.initial_state(), np.zeros(0, np.float32))
+
+    @property
+    def frames(self) -> int:
+        """Frames that have run."""
+        return 1 + (self._received - self._first) // self._hop if self._received >= self._first else 0
 
     def feed(self, x: Floats, choice: Ints) -> Floats:
-        model, seen, pending = self.model, int(self._ints[f.SAMPLES]), int(self._ints[f.PENDING])
-        before = model.frames_done(seen)
-        after = model.frames_done(seen + pending + len(x))
-        out = np.empty(model.emitted(after) - model.emitted(before), np.float32)
-        feed(x, choice, out, -1, 0, *self._tables)
+        """Take ``[n]`` samples, give back those that are ready.
+
+        Args:
+            x: contiguous.
+            choice: index of the UF of every frame that they complete; the last one holds for all frames behind it.
+        """
+        self._received += len(x)
+        frames = self.frames
+        ready = max(frames * self._hop - self._behind, 0)
+        out = np.empty(ready - self._emitted, np.float32)
+        self._emitted = ready
+        feed(x, choice, out, -1, 0, *self._arrays)
         return out
 
     def finish(self, x: Floats, choice: Ints) -> Floats:
-        model, seen, pending = self.model, int(self._ints[f.SAMPLES]), int(self._ints[f.PENDING])
-        total = seen + pending + len(x)
-        out = np.empty(total - model.emitted(model.frames_done(seen)) if total else 0, np.float32)
+        """End the signal behind ``x``: as `feed`, for all that is still missing. Only `load` may follow."""
+        total = self._received + len(x)
+        out = np.empty(total - self._emitted, np.float32)
         if total:
-            frames = model.frames(total)
-            left = frames - model.frames_done(total)
-            feed(x, choice, out, left, model.receptive_samples(frames) - total, *self._tables)
+            frames = self.model.frames(total)
+            left = frames - self.model.frames_done(total)
+            feed(x, choice, out, left, self.model.receptive_samples(frames) - total, *self._arrays)
         return out
+
+    def load(self, state: DemucsState, pending: Floats) -> None:
+        """Go on from a state of one stream, with ``pending`` samples that do not fill a frame yet."""
+        self._mem[:], self._ints[:] = 0, 0
+        for part, tensor in self._parts(state):
+            part[...] = tensor.numpy()
+        stages, ints, shape = len(state.up), self._ints, self._places.shape
+        ints[f.UP_COUNT : f.UP_COUNT + stages] = [buffer.shape[1] for buffer in state.up]
+        ints[f.DOWN_COUNT : f.DOWN_COUNT + stages] = [buffer.shape[1] for buffer in state.down]
+        ints[f.SAMPLES], ints[f.PENDING] = state.samples, len(pending)
+        self._mem[shape[f.PENDING_AT] :][: len(pending)] = pending
+        level_at = int(shape[f.LEVEL_AT])
+        values = [len(state.level), *(float(value) for value in state.level)]
+        self._mem[level_at : level_at + len(values)] = values
+        self._received = state.samples + len(pending)
+        self._emitted = self.model.emitted(self.model.frames_done(state.samples)) if state.samples else 0
+
+    def save(self) -> tuple[DemucsState, Floats]:
+        """The state and the samples that do not fill a frame yet, as copies."""
+        ints, shape = self._ints, self._places.shape
+        state = self._blank(int(ints[f.SAMPLES]))
+        for part, tensor in self._parts(state):
+            tensor.copy_(torch.from_numpy(part))
+        level_at = int(shape[f.LEVEL_AT])
+        for index, value in enumerate(state.level):
+            value.fill_(float(self._mem[level_at + 1 + index]))
+        start = int(shape[f.PENDING_AT])
+        return state, self._mem[start : start + int(ints[f.PENDING])].copy()
+
+    def _blank(self, samples: int) -> DemucsState:
+        """A state of the sizes that this one has now."""
+        model, config = self.model, self.model.config
+        mode = int(self._mem[int(self._places.shape[f.LEVEL_AT])])
+        fresh = model.initial_state(input_std=1.0 if mode == 1 else None)
+        counts = self._ints
+        stages = range(len(fresh.up))
+        up = tuple(torch.zeros(1, int(counts[f.UP_COUNT + stage])) for stage in stages)
+        down = tuple(torch.zeros(1, int(counts[f.DOWN_COUNT + stage])) for stage in stages)
+        level = tuple(value.clone() for value in fresh.level)
+        if not samples:
+            return fresh._replace(up=up, down=down, level=level)
+        overlap, levels = config.kernel_size - config.stride, range(config.depth + 1)
+        edges = tuple(torch.zeros(1, overlap, config.channels(i)) for i in levels)[:-1]
+        lags = self._places.levels[:, f.LAG]
+        skips = tuple(torch.zeros(1, int(lags[i]), config.channels(i)) for i in levels)[1:]
+        decoder = tuple(edge.clone() for edge in edges)
+        return fresh._replace(
+            up=up, down=down, level=level, encoder=edges, skip=skips, decoder=decoder, samples=samples
+        )
+
+    def _parts(self, state: DemucsState) -> Iterator[tuple[Floats, Tensor]]:
+        """Every tensor of ``state`` and the view of `_mem` that holds the same."""
+        shape, levels = self._places.shape, self._places.levels
+
+        def rows(at: int, count: int, step: int, columns: int) -> Floats:
+            return self._mem[at : at + count * step].reshape(count, step)[:, :columns]
+
+        for stage, (up, down) in enumerate(zip(state.up, state.down, strict=True)):
+            yield rows(shape[f.UP_AT] + stage * shape[f.UP_STEP], 1, up.shape[1], up.shape[1]), up
+            yield rows(shape[f.DOWN_AT] + stage * shape[f.DOWN_STEP], 1, down.shape[1], down.shape[1]), down
+        hidden = [*state.rnn[0][:, 0]] if shape[f.GROUPS] else [tensor[0] for tensor in state.rnn]
+        for index, tensor in enumerate(hidden):
+            yield rows(shape[f.RNN_AT] + index * shape[f.UNITS], 1, shape[f.UNITS], len(tensor))[0], tensor
+        if not state.samples:
+            return
+        for level in range(len(state.encoder) + 1):
+            step, at = int(levels[level, f.STEP]), int(levels[level, f.AT])
+            if level:
+                skip = state.skip[level - 1][0]
+                yield rows(at, len(skip), step, skip.shape[1]), skip
+            if level < len(state.encoder):
+                tail, edge = state.decoder[level][0], state.encoder[level][0]
+                yield rows(levels[level, f.TAIL_AT], len(tail), step, tail.shape[1]), tail
+                last = at + (int(levels[level, f.LAG]) - len(edge)) * step
+                yield rows(last, len(edge), step, edge.shape[1]), edge
+
+
+class CompiledStreams:
+    """What a `Streamer` needs for its streams, which run one after the other.
+
+    Args:
+        model: the model.
+        streams: how many.
+        half: read the weights in float16.
+    """
+
+    def __init__(self, model: SlimDemucs, streams: int, *, half: bool = False) -> None:
+        weights = pack(model, half=half)
+        places = Places(model, weights, FRAMES)
+        scratch = np.zeros(places.scratch_size, np.float32)
+        self._streams = [CompiledStream(model, weights, places, scratch) for _ in range(streams)]
+        self._ufs = model.config.ufs
+
+    def feed(self, samples: Tensor, uf: UF) -> tuple[Tensor, int]:
+        """Take ``[streams, n]``, give back what is ready and how many frames of each stream ran."""
+        before = self._streams[0].frames
+        outputs = [s.feed(x, choice) for s, x, choice in self._rows(samples, uf)]
+        return _stack(outputs), self._streams[0].frames - before
+
+    def finish(self, uf: UF) -> Tensor:
+        """End the signals; ``uf`` may be one per frame that is left."""
+        return _stack([s.finish(x, choice) for s, x, choice in self._rows(torch.zeros(len(self._streams), 0), uf)])
+
+    def _rows(self, samples: Tensor, uf: UF) -> Iterator[tuple[CompiledStream, Floats, Ints]]:
+        if isinstance(uf, Tensor) and uf.ndim:
+            choices = self._ufs.indices(uf).reshape(len(self._streams), -1).numpy()
+        else:
+            choices = np.full((len(self._streams), 1), self._ufs.index(float(uf)))
+        return zip(self._streams, samples.contiguous().numpy(), choices, strict=True)
+
+    def load(self, state: DemucsState, pending: Tensor) -> None:
+        """Go on from the state of as many streams."""
+        for index, stream in enumerate(self._streams):
+            one: dict[str, Any] = {
+                name: tuple(part.narrow(_axis(name, part), index, 1) for part in getattr(state, name))
+                for name in _GROUPS
+            }
+            stream.load(state._replace(**one), pending[index].numpy())
+
+    def save(self) -> tuple[DemucsState, Tensor]:
+        """The state, and ``[streams, n]`` samples that do not fill a frame yet."""
+        states, pending = zip(*(stream.save() for stream in self._streams), strict=True)
+        joined: dict[str, Any] = {}
+        for name in _GROUPS:
+            parts = zip(*(getattr(state, name) for state in states), strict=True)
+            joined[name] = tuple(torch.cat(part, _axis(name, part[0])) for part in parts)
+        return states[0]._replace(**joined), torch.from_numpy(np.stack(pending))
+
+
+_GROUPS = [name for name in DemucsState._fields if name != "samples"]
+
+
+def _axis(name: str, part: Tensor) -> int:
+    """Where the streams are: the grouped GRU has its groups first."""
+    return 1 if name == "rnn" and part.ndim == 3 else 0
+
+
+def _stack(outputs: list[Floats]) -> Tensor:
+    return torch.from_numpy(outputs[0]).unsqueeze(0) if len(outputs) == 1 else torch.from_numpy(np.stack(outputs))

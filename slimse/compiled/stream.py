@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import STEP_FRAMES
 from . import layout as f
 from .kernels import _LANES, _NONE, _ZERO, _decode, _downsample, _encode, _jit, _product, _upsample, _vectors
 from .vector import add, gru_cell, lstm_cell
@@ -217,13 +218,10 @@ def _level(x, start, count, mem, ints, const, shape):
 def feed(x, choice, out, finish, pad, w, const, mem, scratch, ints, shape, levels, mats, counts):
     """Take the samples ``x``, write all that are ready to ``out``; returns how many frames ran.
 
-    Args:
-        x: float32 ``[n]``.
-        choice: int64, index of the UF of every frame that runs; the last entry holds for all behind it.
-        out: float32, as many samples as become ready.
-        finish: -1, or the frames that are left if the signal ends behind ``x``.
-        pad: samples of silence that make the last of them whole.
-        w: and what follows are the arrays of a `Layout` and of a stream.
+    ``x`` is float32 ``[n]``; ``choice`` int64, the index of the UF of every frame that runs, whose last entry holds for
+    all behind it; ``out`` float32, as long as what becomes ready. ``finish`` is -1, or the frames that are left if the
+    signal ends behind ``x``, the last of them made whole by ``pad`` samples of silence. The others are the arrays of
+    `Weights`, of `Places` and of a stream.
     """
     pending_at, pending = shape[f.PENDING_AT], ints[f.PENDING]
     total, done, ready, frame = pending + len(x), 0, 0, 0
@@ -231,7 +229,7 @@ def feed(x, choice, out, finish, pad, w, const, mem, scratch, ints, shape, level
     last = False
     while not last:
         need = shape[f.HOP] if ints[f.SAMPLES] else shape[f.FIRST]
-        frames = min(1 + (total - done - need) // shape[f.HOP], f.STEP_FRAMES)
+        frames = min(1 + (total - done - need) // shape[f.HOP], STEP_FRAMES)
         last = frames < 1
         if last and finish < 0:
             break

@@ -43,7 +43,11 @@ class _Code:
 
     def unwrap(self, kind: Any, value: Any) -> Any:
         """The pointer of an array; anything else as it is."""
-        return self._context.make_array(kind)(self._context, self.builder, value).data if isinstance(kind, types.Array) else value
+        return (
+            self._context.make_array(kind)(self._context, self.builder, value).data
+            if isinstance(kind, types.Array)
+            else value
+        )
 
     def load(self, pointer: Any, at: Any, kind: Any = _VECTOR) -> Any:
         element = self.builder.gep(pointer, [at])
@@ -126,7 +130,9 @@ def make_tile(rows: int, vectors: int) -> Callable[..., None]:
 
     def emit(code: _Code, row: Any, column: Any, job: Any) -> None:
         kinds = code.types[2].types
-        parts = [code.unwrap(kind, part) for kind, part in zip(kinds, cgutils.unpack_tuple(code.builder, job), strict=True)]
+        parts = [
+            code.unwrap(kind, part) for kind, part in zip(kinds, cgutils.unpack_tuple(code.builder, job), strict=True)
+        ]
         x, x_at, x_step, w, w_at, w_step, w_next, out, out_at, out_step, init, init_at, init_step, count, floor = parts
         half = kinds[3].dtype != types.float32
         build = code.builder
@@ -206,9 +212,7 @@ def lstm_cell(context, gates, gates_at, state, h_at, c_at, active, out, out_at):
     def emit(code: _Code, gates: Any, gates_at: Any, state: Any, h_at: Any, c_at: Any, *rest: Any) -> None:
         active, out, out_at = rest
         build = code.builder
-        inputs, forget, cell, output = (
-            code.load(gates, build.add(gates_at, _I64(gate * LANES))) for gate in range(4)
-        )
+        inputs, forget, cell, output = (code.load(gates, build.add(gates_at, _I64(gate * LANES))) for gate in range(4))
         h, c = code.load(state, h_at), code.load(state, c_at)
         new_c = build.fmul(code.sigmoid(inputs), code.tanh(cell))
         new_c = code.multiply_add(code.sigmoid(forget), c, new_c)
