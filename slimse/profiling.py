@@ -65,7 +65,7 @@ def _count_calls(model: SlimDemucs, uf: float, frames: int) -> tuple[dict[str, i
     try:
         like = next(model.parameters())
         with torch.no_grad():
-            model(like.new_zeros(1, 1, model.receptive_samples(frames)), uf)
+            model(like.new_zeros(1, 1, model.receptive_samples(frames)), uf, backend="torch")
     finally:
         for handle in handles:
             handle.remove()

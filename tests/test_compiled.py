@@ -69,6 +69,27 @@ def test_a_long_chunk_of_the_paper_preset_equals_offline(uf, relative_error):
     assert relative_error(enhanced, model(noisy[None, None], uf)[0, 0]) < 1e-5
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_whole_signals_at_any_widths_equal_torch(name, relative_error):
+    """A frame's width in random order: a pass groups the positions of one width."""
+    model = random_model(CONFIGS[name])
+    for samples in (3, 70 * model.hop):
+        noisy = torch.randn(2, 1, samples)
+        ufs = torch.tensor(model.config.ufs)
+        frames = model.frames(samples)
+        mixed = ufs[torch.randint(len(ufs), (2, frames))]
+        for uf in (0.5, mixed[:, 0], mixed):
+            expected, actual = (model(noisy, uf, backend=backend) for backend in ("torch", "numba"))
+            assert relative_error(actual, expected) < 1e-5
+    with pytest.raises(ValueError, match="no gates"):
+        model(noisy, torch.ones(2, frames, len(ufs)), backend="numba")
+
+
+def test_gradients_take_the_torch_path():
+    assert SlimDemucs("small").eval()(torch.randn(1, 1, 300)).requires_grad
+
+
 def test_several_streams_and_given_levels(relative_error):
     noisy = torch.randn(2, 3000)
     for name, options in (("small", {}), ("lstm", {}), ("normalising", {"input_std": torch.tensor([[0.5], [2.0]])})):

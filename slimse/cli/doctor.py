@@ -42,7 +42,12 @@ def examine() -> dict[str, dict[str, Any]]:
     return {
         "version": {"slimse": __version__, "python": platform.python_version(), **_versions()},
         "processor": {"cores": os.cpu_count(), "threads of torch": torch.get_num_threads(), **_processor()},
-        "backend": {"torch": "available", "numba": numba_missing() or "available", "cuda": _cuda(), "triton": _triton()},
+        "backend": {
+            "torch": "available",
+            "numba": numba_missing() or "available",
+            "cuda": _cuda(),
+            "triton": _triton(),
+        },
         "compiled path": {"state": numba_missing() or _compile()},
     }
 
@@ -74,7 +79,7 @@ def _cuda() -> str:
 
 def _triton() -> str:
     try:
-        from .. import kernels  # noqa: F401
+        import triton  # noqa: F401
     except ImportError as error:
         return f"cannot be imported ({error})"
     return "available" if torch.cuda.is_available() else "installed, but it needs a GPU"

@@ -8,10 +8,12 @@ ONNX Runtime one copy of the weights for every width. Nothing here is imported b
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..models import SlimDemucs
+if TYPE_CHECKING:
+    from ..models import SlimDemucs
 
 STEP_FRAMES = 256
 """Most frames of one step of a stream: bounds the memory that a long chunk takes."""

@@ -27,7 +27,6 @@ _DEPTH = 128
 """Rows of a weight that stay in the first-level cache while many positions pass."""
 
 
-
 def _jit(function):
     """Compile at the first call, without Python's lock; later processes load the result from numba's cache."""
     try:

@@ -90,7 +90,12 @@ class CompiledStream:
 
     def load(self, state: DemucsState, pending: Floats) -> None:
         """Go on from a state of one stream, with ``pending`` samples that do not fill a frame yet."""
-        self._mem[:], self._ints[:] = 0, 0
+        # Padding must be zero, even if the last signal held NaN. What lies behind is written before it is read.
+        levels, overlap = self._places.levels, self.model.config.kernel_size - self.model.config.stride
+        self._mem[: levels[0, f.TAIL_AT]] = 0
+        for _, lag, step, at, tail_at in levels:
+            self._mem[tail_at : tail_at + overlap * step] = 0
+            self._mem[at : at + lag * step] = 0
         for part, tensor in self._parts(state):
             part[...] = tensor.numpy()
         stages, ints, shape = len(state.up), self._ints, self._places.shape
@@ -226,3 +231,23 @@ def _axis(name: str, part: Tensor) -> int:
 
 def _stack(outputs: list[Floats]) -> Tensor:
     return torch.from_numpy(outputs[0]).unsqueeze(0) if len(outputs) == 1 else torch.from_numpy(np.stack(outputs))
+
+
+@torch.no_grad()
+def enhance(model: SlimDemucs, noisy: Tensor, uf: UF, input_std: Tensor | None) -> Tensor:
+    """Whole signals ``[B, T]``; ``uf`` as in `SlimDemucs.forward`, ``input_std`` as in `initial_state`."""
+    frames, batch = model.frames(noisy.shape[1]), noisy.shape[0]
+    schedule = model.config.ufs.schedule(uf, batch, frames)
+    if schedule.gates is not None or noisy.dtype != torch.float32:
+        raise ValueError(f"backend = 'numba' with {noisy.dtype} and uf {uf}: expected float32 and no gates")
+    if schedule.choice is not None:
+        choices = schedule.choice.contiguous().numpy()
+    else:
+        choices = np.full((batch, 1), model.config.ufs.index(float(uf)))
+    weights = pack(model)
+    stream, outputs = CompiledStream(model, weights, Places(model, weights, min(frames, FRAMES))), []
+    for index in range(batch):
+        state = model.initial_state(1, None if input_std is None else input_std[index : index + 1])
+        stream.load(state, np.zeros(0, np.float32))
+        outputs.append(stream.finish(noisy[index].contiguous().numpy(), choices[index]))
+    return torch.from_numpy(np.stack(outputs))

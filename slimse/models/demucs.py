@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..compiled import use_compiled
 from ..nn import DecoderBlock, EncoderBlock, GroupedGRU, SincDownsample, SincUpsample, SlimLSTMStack
 from ..nn.resample import LOOKAHEAD
 from ..width import UF, FrameMap, Schedule
@@ -148,19 +149,21 @@ class SlimDemucs(nn.Module):
 
     # Offline and streaming -------------------------------------------------------------------------------------
 
-    def forward(self, noisy: Tensor, uf: UF = 1.0) -> Tensor:
+    def forward(self, noisy: Tensor, uf: UF = 1.0, *, backend: str = "auto") -> Tensor:
         """Enhance whole signals.
 
         Args:
             noisy: ``[B, 1, T]``, samples at ``config.sample_rate``, floating point.
             uf: one of ``config.ufs``; or ``[B]`` or ``[B, frames(T)]`` of them; or, in training, gates over the
                 UFs ``[B, frames(T), len(config.ufs)]``.
+            backend: ``"numba"`` is the compiled path (`slimse.compiled`), for inference in float32 on the CPU;
+                ``"torch"`` runs everywhere. ``"auto"`` takes the first in evaluation mode without gradients.
 
         Returns:
-            ``[B, 1, T]`` in the dtype of ``noisy``.
+            ``[B, 1, T]`` in the dtype of ``noisy``. The compiled path gives no gradient.
 
         Raises:
-            ValueError: for another shape, an empty signal, or a UF outside the set.
+            ValueError: for another shape, an empty signal, a UF outside the set, or a backend that cannot run.
         """
         if noisy.ndim != 3 or noisy.shape[1] != 1 or noisy.shape[2] < 1:
             raise ValueError(f"noisy has shape {tuple(noisy.shape)}: expected [batch, 1, samples], 1 sample or more")
@@ -172,6 +175,14 @@ class SlimDemucs(nn.Module):
             signal = x.to(self._signal_dtype)
             # One sample has no deviation; 0 leaves the floor alone in the denominator.
             deviation = signal.std(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(signal)
+        gates = isinstance(uf, Tensor) and uf.ndim == 3
+        plain = x.dtype == torch.float32 and not gates and not torch.compiler.is_compiling()
+        if backend == "auto" and (self.training or torch.is_grad_enabled() or not plain):
+            backend = "torch"
+        if backend != "torch" and use_compiled(backend, self):
+            from ..compiled.network import enhance
+
+            return enhance(self, x, uf, deviation).unsqueeze(1)
         return self.finish(x, self.initial_state(x.shape[0], deviation), uf).unsqueeze(1)
 
     def initial_state(self, batch: int = 1, input_std: float | Tensor | None = None) -> DemucsState:
