@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .compiled import STEP_FRAMES, use_compiled
+from .deadline import DeadlineController
 from .models import DemucsState, SlimDemucs
 from .width import UF
 
@@ -37,6 +40,9 @@ class Streamer:
         input_std: deviation of the whole signal, for models that normalise; see `SlimDemucs.initial_state`.
         backend: ``"numba"`` is the compiled path (`slimse.compiled`) for float32 models on the CPU, ``"torch"`` runs
             everywhere, ``"auto"`` takes the first that can run. The compiled path has the weights of this moment.
+        max_load: share of real time that processing may take, up to 1; above it, frames run at narrower widths than
+            asked for until it falls (see `DeadlineController`). None for no limit.
+        clock: gives seconds, to measure that.
         half: let the compiled path read weights in float16: faster, with a relative error of about 1e-3.
 
     Raises:
@@ -59,6 +65,8 @@ class Streamer:
         input_std: float | Tensor | None = None,
         backend: str = "auto",
         half: bool = False,
+        max_load: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not model.config.causal:
             raise ValueError("a bidirectional model cannot stream: it needs the whole signal")
@@ -67,6 +75,8 @@ class Streamer:
         self.model, self.streams = model, streams
         self._uf = self._checked(uf)
         self._input_std = input_std
+        self._controller = None if max_load is None else DeadlineController(model.config.ufs, max_load)
+        self._clock = clock
         self._compiled = None
         if use_compiled(backend, model):
             from .compiled.network import CompiledStreams
@@ -85,6 +95,11 @@ class Streamer:
     def latency(self) -> int:
         """Algorithmic latency in samples, see `SlimDemucs.latency`."""
         return self.model.latency
+
+    @property
+    def limit(self) -> float:
+        """The widest UF that frames run at now: below 1.0 only while ``max_load`` demands it."""
+        return 1.0 if self._controller is None else self._controller.limit
 
     @property
     def state(self) -> StreamerState:
@@ -127,12 +142,19 @@ class Streamer:
         """
         samples = self._as_tensor(chunk)
         self._kind = chunk[..., :0]
-        uf = self._uf if uf is None else self._checked(uf)
-        if self._compiled is not None:
-            out, frames = self._compiled.feed(samples, uf)
-            self._last_uf = uf if frames else self._last_uf
-            return self._like(out, chunk)
-        pending = torch.cat([self._pending, samples], dim=1)
+        uf = self._limited(self._uf if uf is None else self._checked(uf))
+        start = self._clock()
+        out, frames = self._compiled.feed(samples, uf) if self._compiled else self._feed_torch(samples, uf)
+        if frames:
+            self._last_uf = uf
+            if self._controller is not None:
+                sound = frames * self.model.hop / self.model.config.sample_rate
+                self._controller.measure(self._clock() - start, sound)
+        return self._like(out, chunk)
+
+    def _feed_torch(self, samples: Tensor, uf: UF) -> tuple[Tensor, int]:
+        """Samples that are ready, and how many frames of each stream ran."""
+        pending, ran = torch.cat([self._pending, samples], dim=1), 0
         model, state, outputs = self.model, self._state, []
         with torch.no_grad():
             while True:
@@ -143,10 +165,9 @@ class Streamer:
                 used = first + (frames - 1) * model.hop
                 out, state = model.step(pending[:, :used], state, uf)
                 outputs.append(out)
-                pending = pending[:, used:]
-                self._last_uf = uf
+                pending, ran = pending[:, used:], ran + frames
         self._state, self._pending = state, pending.clone()
-        return self._like(torch.cat(outputs, dim=1) if outputs else samples[:, :0], chunk)
+        return torch.cat(outputs, dim=1) if outputs else samples[:, :0], ran
 
     def flush(self, uf: UF | None = None) -> Any:
         """End the signal: return all that is still missing and start anew.
@@ -159,12 +180,15 @@ class Streamer:
         """
         state, pending = self.state.model, self.state.pending
         left = self.model.frames_left(state, pending.shape[1])
-        chosen = uf if uf is not None else (self._uf if left else self._last_uf)
+        chosen = uf if uf is not None else (self._limited(self._uf) if left else self._last_uf)
         with torch.no_grad():
             out = self._compiled.finish(chosen) if self._compiled else self.model.finish(pending, state, chosen)
         kind = self._kind
         self.reset()
         return self._like(out, kind)
+
+    def _limited(self, uf: UF) -> UF:
+        return uf.clamp(max=self.limit) if isinstance(uf, Tensor) else min(uf, self.limit)
 
     def _checked(self, uf: UF) -> UF:
         """Reject a bad UF before any sample has been taken."""
