@@ -194,6 +194,8 @@ class Streamer:
         """Reject a bad UF before any sample has been taken."""
         if isinstance(uf, Tensor) and uf.ndim > 1:
             raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a float or [streams]")
+        if not isinstance(uf, Tensor):
+            return self.model.config.ufs.validate(uf)
         self.model.config.ufs.schedule(uf, self.streams or 1, 1)
         return uf
 

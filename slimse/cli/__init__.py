@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .bench import bench
 from .demo import demo
 from .doctor import doctor
 from .enhance import enhance
@@ -47,5 +48,5 @@ def _options(
     """Speech enhancement whose cost follows the difficulty of the sound."""
 
 
-for command in (enhance, demo, evaluate, profile, train, doctor):
+for command in (enhance, demo, evaluate, profile, train, bench, doctor):
     app.command()(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,10 +16,11 @@ from . import layout as f
 from .layout import Floats, Ints, Places, Weights
 from .stream import feed
 
-FRAMES = 64
+FRAMES = 32
 """Most frames of one pass over the levels: in a long chunk, each pass reads every weight from memory once."""
 
 _packed: WeakKeyDictionary[SlimDemucs, dict[bool, tuple[Any, Weights]]] = WeakKeyDictionary()
+_idle: WeakKeyDictionary[Weights, list[Buffers]] = WeakKeyDictionary()
 
 
 def pack(model: SlimDemucs, *, half: bool = False) -> Weights:
@@ -31,24 +32,33 @@ def pack(model: SlimDemucs, *, half: bool = False) -> Weights:
     return known[half][1]
 
 
+class Buffers(NamedTuple):
+    """Memory of a stream, and where its parts lie."""
+
+    places: Places
+    mem: Floats
+    scratch: Floats
+    ints: Ints
+
+    @classmethod
+    def new(cls, places: Places, scratch: Floats | None = None) -> Buffers:
+        """Fresh memory; streams that run one after the other may share ``scratch``."""
+        scratch = np.zeros(places.scratch_size, np.float32) if scratch is None else scratch
+        return cls(places, np.zeros(places.mem_size, np.float32), scratch, np.zeros(places.int_size, np.int64))
+
+
 class CompiledStream:
     """One stream of a causal model on the CPU.
 
     Args:
         model: the model.
         weights: its packed weights.
-        places: where the parts of the state go.
-        scratch: memory that streams may share, as they run one after the other; None for memory of its own.
+        buffers: the stream's memory.
     """
 
-    def __init__(
-        self, model: SlimDemucs, weights: Weights, places: Places | None = None, scratch: Floats | None = None
-    ) -> None:
-        places = Places(model, weights, FRAMES) if places is None else places
+    def __init__(self, model: SlimDemucs, weights: Weights, buffers: Buffers) -> None:
+        places, self._mem, scratch, self._ints = buffers
         self.model, self._places = model, places
-        self._mem = np.zeros(places.mem_size, np.float32)
-        self._ints = np.zeros(places.int_size, np.int64)
-        scratch = np.zeros(places.scratch_size, np.float32) if scratch is None else scratch
         tables = weights.weights, weights.const, self._mem, scratch, self._ints
         self._arrays = (*tables, places.shape, places.levels, weights.mats, weights.counts)
         self._first, self._hop = model.first_samples, model.hop
@@ -182,25 +192,27 @@ class CompiledStreams:
         weights = pack(model, half=half)
         places = Places(model, weights, FRAMES)
         scratch = np.zeros(places.scratch_size, np.float32)
-        self._streams = [CompiledStream(model, weights, places, scratch) for _ in range(streams)]
+        self._streams = [CompiledStream(model, weights, Buffers.new(places, scratch)) for _ in range(streams)]
         self._ufs = model.config.ufs
+        self._uniform = {uf: np.full((streams, 1), index) for index, uf in enumerate(self._ufs)}
 
     def feed(self, samples: Tensor, uf: UF) -> tuple[Tensor, int]:
         """Take ``[streams, n]``, give back what is ready and how many frames of each stream ran."""
-        before = self._streams[0].frames
-        outputs = [s.feed(x, choice) for s, x, choice in self._rows(samples, uf)]
-        return _stack(outputs), self._streams[0].frames - before
+        first = self._streams[0]
+        before, choices, rows = first.frames, self._choices(uf), samples.contiguous().numpy()
+        outputs = [stream.feed(rows[i], choices[i]) for i, stream in enumerate(self._streams)]
+        return _stack(outputs), first.frames - before
 
     def finish(self, uf: UF) -> Tensor:
         """End the signals; ``uf`` may be one per frame that is left."""
-        return _stack([s.finish(x, choice) for s, x, choice in self._rows(torch.zeros(len(self._streams), 0), uf)])
+        choices, none = self._choices(uf), np.zeros(0, np.float32)
+        return _stack([stream.finish(none, choices[i]) for i, stream in enumerate(self._streams)])
 
-    def _rows(self, samples: Tensor, uf: UF) -> Iterator[tuple[CompiledStream, Floats, Ints]]:
+    def _choices(self, uf: UF) -> Ints:
+        """Indices of UFs, ``[streams, 1]`` or ``[streams, frames]``."""
         if isinstance(uf, Tensor) and uf.ndim:
-            choices = self._ufs.indices(uf).reshape(len(self._streams), -1).numpy()
-        else:
-            choices = np.full((len(self._streams), 1), self._ufs.index(float(uf)))
-        return zip(self._streams, samples.contiguous().numpy(), choices, strict=True)
+            return self._ufs.indices(uf).reshape(len(self._streams), -1).numpy()
+        return self._uniform[float(uf)]
 
     def load(self, state: DemucsState, pending: Tensor) -> None:
         """Go on from the state of as many streams."""
@@ -245,9 +257,13 @@ def enhance(model: SlimDemucs, noisy: Tensor, uf: UF, input_std: Tensor | None) 
     else:
         choices = np.full((batch, 1), model.config.ufs.index(float(uf)))
     weights = pack(model)
-    stream, outputs = CompiledStream(model, weights, Places(model, weights, min(frames, FRAMES))), []
+    # Fresh memory would cost more than a short signal. Several threads may be here, each with its own.
+    idle: list[Buffers] = _idle.setdefault(weights, [])
+    buffers = idle.pop() if idle else Buffers.new(Places(model, weights, FRAMES))
+    stream, outputs = CompiledStream(model, weights, buffers), []
     for index in range(batch):
         state = model.initial_state(1, None if input_std is None else input_std[index : index + 1])
         stream.load(state, np.zeros(0, np.float32))
         outputs.append(stream.finish(noisy[index].contiguous().numpy(), choices[index]))
-    return torch.from_numpy(np.stack(outputs))
+    idle.append(buffers)
+    return _stack(outputs)
