@@ -40,6 +40,7 @@ setup(
         "safetensors>=0.4",
         "typer>=0.12",
         "rich>=13",
+        "numba>=0.60",
         "triton>=3.2; platform_system == 'Linux'",
     ],
     extras_require={

@@ -74,7 +74,8 @@ def _count_calls(model: SlimDemucs, uf: float | Auto, frames: int) -> tuple[dict
         like = next(model.parameters())
         with torch.no_grad():
             budget = 1.0 if uf == "auto" else None
-            model(like.new_zeros(1, 1, model.receptive_samples(frames)), uf, budget)
+            # Not `forward`, which may run compiled, past the hooks.
+            model.finish(like.new_zeros(1, model.receptive_samples(frames)), model.initial_state(), uf, budget)
     finally:
         for handle in handles:
             handle.remove()

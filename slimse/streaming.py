@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .compiled import STEP_FRAMES, use_compiled
+from .deadline import DeadlineController
 from .models import DemucsState, SlimDemucs
 from .models.router import NO_ROUTER
 from .width import UF, Auto, Budget
@@ -16,9 +20,6 @@ from .width import UF, Auto, Budget
 Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
 
 _Wanted: TypeAlias = tuple[UF | Auto, Budget | None]
-
-_FRAMES_PER_STEP = 256
-"""Most frames of one step: bounds the memory that a long chunk takes."""
 
 
 class StreamerState(NamedTuple):
@@ -44,9 +45,14 @@ class Streamer:
         streams: number of parallel streams, whose chunks are ``[streams, n]``; None for one stream of ``[n]``.
         shared: the router decides for all streams alike, as for the channels of one recording.
         input_std: deviation of the whole signal, for models that normalise; see `SlimDemucs.initial_state`.
+        backend: as of `SlimDemucs`, None for the model's own. The compiled path has the weights of this moment.
+        max_load: share of real time that processing may take, up to 1; above it, frames run at narrower widths than
+            asked for until it falls (see `DeadlineController`). None for no limit.
+        clock: gives seconds, to measure that.
+        half: let the compiled path read weights in float16: faster, with a relative error of about 1e-3.
 
     Raises:
-        ValueError: for a model that cannot stream or a UF outside its set.
+        ValueError: for a model that cannot stream, a UF outside its set, or a backend that cannot run.
 
     >>> model = SlimDemucs("small")
     >>> streamer = Streamer(model, uf=0.25)
@@ -65,6 +71,10 @@ class Streamer:
         streams: int | None = None,
         shared: bool = False,
         input_std: float | Tensor | None = None,
+        backend: str | None = None,
+        half: bool = False,
+        max_load: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not model.config.causal:
             raise ValueError("a bidirectional model cannot stream: it needs the whole signal")
@@ -73,7 +83,27 @@ class Streamer:
         self.model, self.streams, self.shared = model, streams, shared
         self._own = self._checked(uf, budget)
         self._input_std = input_std
+        self._controller = None if max_load is None else DeadlineController(model.config.ufs, max_load)
+        self._clock = clock
+        self._compiled = None
+        if use_compiled(backend or model.backend, model):
+            from .compiled.network import CompiledStreams
+
+            self._compiled = CompiledStreams(model, streams or 1, half=half)
+        elif half:
+            raise ValueError("half = True: expected False, as this streamer does not run on the compiled path")
         self.reset()
+
+    @property
+    def backend(self) -> str:
+        """What runs the frames: ``"numba"``, or ``"torch"`` for the layers on theirs."""
+        return "torch" if self._compiled is None else "numba"
+
+    @property
+    def ufs(self) -> Tensor:
+        """The UFs of the frames that the last `feed` or `flush` ran: ``[streams, frames]``."""
+        uf, frames = self._ran
+        return self._per_frame(uf, frames)
 
     @property
     def latency(self) -> int:
@@ -81,12 +111,20 @@ class Streamer:
         return self.model.latency
 
     @property
+    def limit(self) -> float:
+        """The widest UF that frames run at now: below 1.0 only while ``max_load`` demands it."""
+        return 1.0 if self._controller is None else self._controller.limit
+
+    @property
     def state(self) -> StreamerState:
         """The stream as it is now, a value: set it on a streamer of the same model to go on from here.
 
         It can be saved with `torch.save`, and set any number of times.
         """
-        return StreamerState(self._state, self._pending, self._last[0], self._last[1])
+        if self._compiled is None:
+            return StreamerState(self._state, self._pending, *self._last)
+        state, pending = self._compiled.save()
+        return StreamerState(state._replace(router=self._state.router), pending, *self._last)
 
     @state.setter
     def state(self, state: StreamerState) -> None:
@@ -96,15 +134,16 @@ class Streamer:
             )
         self._state, self._pending = state.model, state.pending
         self._last = state.uf, state.budget
+        if self._compiled is not None:
+            self._compiled.load(self._state, self._pending)
 
     def reset(self) -> None:
         """Forget everything: the next sample starts a new signal."""
-        self._state = self.model.initial_state(self.streams or 1, self._input_std)
-        self._pending = next(self.model.parameters()).new_zeros(self.streams or 1, 0, dtype=torch.float32)
-        self._last = self._own
-        self._kind: Any = self._pending
-        self.ufs = self._pending
-        """The UFs of the frames that the last `feed` or `flush` ran: ``[streams, frames]``."""
+        pending = next(self.model.parameters()).new_zeros(self.streams or 1, 0, dtype=torch.float32)
+        fresh = self.model.initial_state(self.streams or 1, self._input_std)
+        self.state = StreamerState(fresh, pending, *self._own)
+        self._kind: Any = pending
+        self._ran: tuple[UF, int] = (self.model.config.ufs[-1], 0)
 
     def feed(self, chunk: Chunk, uf: UF | Auto | None = None, budget: Budget | None = None) -> Chunk:
         """Take samples, give back those that are ready.
@@ -123,24 +162,32 @@ class Streamer:
         samples = self._as_tensor(chunk)
         self._kind = chunk[..., :0]
         wanted = self._wanted(uf, budget)
+        start = self._clock()
+        with torch.no_grad():
+            out, frames = (self._feed_torch if self._compiled is None else self._feed_compiled)(samples, wanted)
+        if frames:
+            self._last = wanted
+            if self._controller is not None:
+                sound = frames * self.model.hop / self.model.config.sample_rate
+                self._controller.measure(self._clock() - start, sound)
+        return self._like(out, chunk)
+
+    def _feed_torch(self, samples: Tensor, wanted: _Wanted) -> tuple[Tensor, int]:
+        """Samples that are ready, and how many frames of each stream ran."""
         pending = torch.cat([self._pending, samples], dim=1)
         model, state, outputs, ufs = self.model, self._state, [], []
-        with torch.no_grad():
-            while True:
-                first = model.hop if state.samples else model.first_samples
-                frames = min(1 + (pending.shape[1] - first) // model.hop, _FRAMES_PER_STEP)
-                if frames < 1:
-                    break
-                used = first + (frames - 1) * model.hop
-                chosen, state = self._decided(pending[:, :used], state, frames, wanted)
-                out, state = model.step(pending[:, :used], state, chosen)
-                outputs.append(out)
-                ufs.append(self._per_frame(chosen, frames))
-                pending = pending[:, used:]
-                self._last = wanted
+        while frames := self._completed(pending.shape[1], state.samples):
+            frames = min(frames, STEP_FRAMES)
+            used = (frames - 1) * model.hop + (model.hop if state.samples else model.first_samples)
+            chosen, state = self._decided(pending[:, :used], state, frames, wanted)
+            out, state = model.step(pending[:, :used], state, chosen)
+            outputs.append(out)
+            ufs.append(self._per_frame(chosen, frames))
+            pending = pending[:, used:]
         self._state, self._pending = state, pending.clone()
-        self.ufs = torch.cat(ufs, dim=1) if ufs else samples[:, :0]
-        return self._like(torch.cat(outputs, dim=1) if outputs else samples[:, :0], chunk)
+        joined = torch.cat(ufs, dim=1) if ufs else samples[:, :0]
+        self._ran = joined, joined.shape[1]
+        return torch.cat(outputs, dim=1) if outputs else samples[:, :0], joined.shape[1]
 
     def flush(self, uf: UF | Auto | None = None, budget: Budget | None = None) -> Any:
         """End the signal: return all that is still missing and start anew.
@@ -152,7 +199,8 @@ class Streamer:
         Returns:
             ``[m]`` or ``[streams, m]``, of the kind of the last chunk (a float32 tensor if there was none).
         """
-        left = self.model.frames_left(self._state, self._pending.shape[1])
+        state, pending = self.state.model, self.state.pending
+        left = self.model.frames_left(state, pending.shape[1])
         if isinstance(uf, Tensor) and uf.ndim > 1:
             wanted: _Wanted = (uf, None)
         elif left or uf is not None:
@@ -160,20 +208,48 @@ class Streamer:
         else:
             wanted = self._last
         with torch.no_grad():
-            chosen, state = self._decided(self._pending, self._state, max(left, 1), wanted)
-            out = self.model.finish(self._pending, state, chosen)
+            chosen, state = self._decided(pending, state, max(left, 1), wanted)
+            out = self.model.finish(pending, state, chosen) if self._compiled is None else self._compiled.finish(chosen)
         kind = self._kind
         self.reset()
-        self.ufs = self._per_frame(chosen, max(left, 1))[:, :left]
+        self._ran = chosen, left
         return self._like(out, kind)
 
+    def _feed_compiled(self, samples: Tensor, wanted: _Wanted) -> tuple[Tensor, int]:
+        """As `_feed_torch`. Of the state, samples and router are kept here, the rest in the compiled streams."""
+        assert self._compiled is not None
+        done = self._compiled.samples
+        if not isinstance(wanted[0], str):
+            chosen, frames = self._limited(wanted[0]), -1
+        else:
+            heard = torch.cat([self._compiled.pending, samples], dim=1)
+            frames = self._completed(heard.shape[1], done)
+            chosen = self.model.config.ufs[-1]
+            if frames:
+                used = (frames - 1) * self.model.hop + (self.model.hop if done else self.model.first_samples)
+                state = self._state._replace(samples=done)
+                chosen, self._state = self._decided(heard[:, :used], state, frames, wanted)
+        out, frames = self._compiled.feed(samples, chosen)
+        self._ran = chosen, frames
+        return out, frames
+
+    def _completed(self, samples: int, done: int) -> int:
+        """Frames that ``samples`` samples complete, ``done`` samples after the start."""
+        first = self.model.hop if done else self.model.first_samples
+        return max(1 + (samples - first) // self.model.hop, 0)
+
     def _decided(self, samples: Tensor, state: DemucsState, frames: int, wanted: _Wanted) -> tuple[UF, DemucsState]:
-        """The UFs of the next frames: as given, or from the router."""
+        """The UFs of the next frames, as given or from the router, and no wider than the limit."""
         uf, budget = wanted
-        if not isinstance(uf, str):
-            return uf, state
-        assert budget is not None
-        return self.model.decide(samples, state, frames, budget, shared=self.shared)
+        if isinstance(uf, str):
+            assert budget is not None
+            uf, state = self.model.decide(samples, state, frames, budget, shared=self.shared)
+        return self._limited(uf), state
+
+    def _limited(self, uf: UF) -> UF:
+        if self._controller is None:
+            return uf
+        return uf.clamp(max=self.limit) if isinstance(uf, Tensor) else min(uf, self.limit)
 
     def _per_frame(self, uf: UF, frames: int) -> Tensor:
         ufs = torch.as_tensor(uf, device=self._pending.device)
@@ -190,10 +266,13 @@ class Streamer:
         if isinstance(uf, Tensor) and uf.ndim > 1:
             raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a float or [streams]")
         budgets = self.model.config.ufs.budgets(uf, budget, self.streams or 1)
-        if not isinstance(uf, str):
+        if isinstance(uf, str):
+            if self.model.router is None:
+                raise ValueError(NO_ROUTER)
+        elif isinstance(uf, Tensor):
             self.model.config.ufs.schedule(uf, self.streams or 1, 1)
-        elif self.model.router is None:
-            raise ValueError(NO_ROUTER)
+        else:
+            uf = self.model.config.ufs.validate(uf)
         return uf, budgets
 
     def _as_tensor(self, chunk: Tensor | NDArray[np.floating]) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .bench import bench
 from .demo import demo
+from .doctor import doctor
 from .enhance import enhance
 from .evaluate import evaluate
 from .profile import profile
@@ -46,5 +48,5 @@ def _options(
     """Speech enhancement whose cost follows the difficulty of the sound."""
 
 
-for command in (enhance, demo, evaluate, profile, train):
+for command in (enhance, demo, evaluate, profile, train, bench, doctor):
     app.command()(command)

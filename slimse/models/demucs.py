@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..compiled import use_compiled
 from ..nn import DecoderBlock, EncoderBlock, GroupedGRU, SincDownsample, SincUpsample, SlimLSTMStack
 from ..nn.resample import LOOKAHEAD
 from ..ops import check_backend
@@ -51,7 +52,8 @@ class SlimDemucs(nn.Module):
 
     Args:
         config: a `SlimDemucsConfig` or the name of a preset (`PRESETS`).
-        backend: what runs the layers: ``"auto"``, ``"torch"`` or ``"triton"``, see `slimse.ops`.
+        backend: ``"torch"`` or ``"triton"`` run the layers, see `slimse.ops`; ``"numba"`` runs whole signals and
+            streams on the CPU, without a gradient, see `slimse.compiled`. ``"auto"`` takes the fastest that can run.
         precision: of float32 products in Triton kernels: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
 
     Raises:
@@ -71,7 +73,9 @@ class SlimDemucs(nn.Module):
         self, config: SlimDemucsConfig | str = "paper", *, backend: str = "auto", precision: str = "ieee"
     ) -> None:
         super().__init__()
-        check_backend(backend, precision)
+        layers = "torch" if backend == "numba" else backend
+        check_backend(layers, precision)
+        self.backend = backend
         if isinstance(config, str):
             if config not in PRESETS:
                 raise ValueError(f"preset {config!r}: expected one of {sorted(PRESETS)}")
@@ -81,7 +85,7 @@ class SlimDemucs(nn.Module):
         self.frame_map = FrameMap(config.depth, k, s)
         stages = config.resample.bit_length() - 1
         levels = range(1, config.depth + 1)
-        choice = {"backend": backend, "precision": precision}
+        choice = {"backend": layers, "precision": precision}
         # The annotations say what the lists hold; `ModuleList` cannot.
         self.up: Sequence[SincUpsample]
         self.down: Sequence[SincDownsample]
@@ -127,15 +131,16 @@ class SlimDemucs(nn.Module):
             need = -(-need // 2) + LOOKAHEAD
         return need
 
-    def _frames_done(self, state: DemucsState) -> int:
-        return 0 if state.samples == 0 else 1 + (state.samples - self.first_samples) // self.hop
+    def frames_done(self, samples: int) -> int:
+        """Frames that a stream can run once ``samples`` samples have come in."""
+        return max(0, 1 + (samples - self.first_samples) // self.hop)
 
     def frames_left(self, state: DemucsState, samples: int) -> int:
         """Frames that `finish` has to run when the signal ends ``samples`` samples after ``state``; may be 0."""
         total = state.samples + samples
-        return self.frames(total) - self._frames_done(state) if total else 0
+        return self.frames(total) - self.frames_done(state.samples) if total else 0
 
-    def _emitted(self, frames: int) -> int:
+    def emitted(self, frames: int) -> int:
         """Output samples that are ready once ``frames`` frames have run."""
         ready = frames * self.frame_map.rate(0)
         for _ in self.down:
@@ -154,11 +159,11 @@ class SlimDemucs(nn.Module):
         if not self.config.causal:
             raise ValueError("a bidirectional model has no latency: it needs the whole signal")
         first = 1
-        while not self._emitted(first):
+        while not self.emitted(first):
             first += 1
         # The first output waits for the first frames; from then on, each frame's first output waits the longest.
         start = self.first_samples + (first - 1) * self.hop - 1
-        return max(start, start + self.hop - self._emitted(first))
+        return max(start, start + self.hop - self.emitted(first))
 
     # Offline and streaming -------------------------------------------------------------------------------------
 
@@ -172,7 +177,7 @@ class SlimDemucs(nn.Module):
             budget: for ``"auto"``, the mean UF that is wanted over much sound, a number or ``[B]``.
 
         Returns:
-            ``[B, 1, T]`` in the dtype of ``noisy``.
+            ``[B, 1, T]`` in the dtype of ``noisy``. The compiled path gives no gradient.
 
         Raises:
             ValueError: for another shape, an empty signal, a UF outside the set, or ``"auto"`` without a router.
@@ -184,7 +189,22 @@ class SlimDemucs(nn.Module):
             signal = x.to(self._signal_dtype)
             # One sample has no deviation; 0 leaves the floor alone in the denominator.
             deviation = signal.std(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(signal)
+        if self._runs_compiled(x, uf):
+            from ..compiled.network import enhance
+
+            budgets = self.config.ufs.budgets(uf, budget, x.shape[0])
+            chosen = uf if budgets is None else self.route(noisy, budgets)
+            assert not isinstance(chosen, str)
+            return enhance(self, x, chosen, deviation).unsqueeze(1)
         return self.finish(x, self.initial_state(x.shape[0], deviation), uf, budget).unsqueeze(1)
+
+    def _runs_compiled(self, x: Tensor, uf: UF | Auto) -> bool:
+        """Whether a whole signal runs on the compiled path: in inference, where nobody needs its gradient."""
+        gates = isinstance(uf, Tensor) and uf.ndim == 3
+        plain = x.dtype == torch.float32 and not gates and not torch.compiler.is_compiling()
+        if self.backend == "auto" and (self.training or torch.is_grad_enabled() or not plain):
+            return False
+        return use_compiled(self.backend, self)
 
     def route(self, noisy: Tensor, budget: Budget) -> Tensor:
         """The UFs that ``model(noisy, "auto", budget)`` runs at: ``[B, frames(T)]`` for ``noisy`` ``[B, 1, T]``."""
@@ -319,7 +339,7 @@ class SlimDemucs(nn.Module):
         schedule, state = self._schedule(samples, state, max(left, 1), uf, budget)
         pad = self.receptive_samples(self.frames(total)) - total
         out, _ = self._levelled(samples, pad, state, schedule, final=True)
-        return out[:, : total - self._emitted(self._frames_done(state))]
+        return out[:, : total - self.emitted(self.frames_done(state.samples))]
 
     def _schedule(
         self, samples: Tensor, state: DemucsState, frames: int, uf: UF | Auto, budget: Budget | None

@@ -18,6 +18,13 @@ LOOKAHEAD = ZEROS
 _BLOCK = 64
 
 
+def filter_taps() -> Tensor:
+    """The half-sample filter, ``[TAPS]`` in float64."""
+    time = torch.arange(TAPS, dtype=torch.float64) - ZEROS + 0.5
+    window = torch.hann_window(4 * ZEROS + 1, periodic=False, dtype=torch.float64)[1::2]
+    return torch.sinc(time) * window
+
+
 @lru_cache(maxsize=32)
 def _filter_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
     """``[TAPS + _BLOCK - 1, _BLOCK]``: column ``j`` holds the half-sample filter shifted down by ``j``.
@@ -25,9 +32,7 @@ def _filter_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
     One product with it filters a block of outputs: the same sums as a convolution of one channel, which the CPU
     libraries run at a small part of their matrix speed.
     """
-    time = torch.arange(TAPS, dtype=torch.float64) - ZEROS + 0.5
-    window = torch.hann_window(4 * ZEROS + 1, periodic=False, dtype=torch.float64)[1::2]
-    taps = torch.sinc(time) * window
+    taps = filter_taps()
     matrix = torch.zeros(TAPS + _BLOCK - 1, _BLOCK, dtype=torch.float64)
     for column in range(_BLOCK):
         matrix[column : column + TAPS, column] = taps

@@ -1,0 +1,58 @@
+"""``slimse bench``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..benchmark import Benchmark
+from ..benchmark import benchmark as measure
+from ..checkpoint import load
+from ..models import PRESETS, SlimDemucs
+
+
+def bench(
+    model: Annotated[str, typer.Argument(help="A preset, bundled weights, or a .safetensors file.")] = "paper",
+    rounds: Annotated[int, typer.Option(help="Turns of all backends and widths: more are steadier.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time every backend at every width on this machine, on one thread, in under a minute."""
+    network = SlimDemucs(PRESETS[model]).eval().requires_grad_(False) if model in PRESETS else load(model)
+    if not network.config.causal:
+        raise ValueError(f"{model} is bidirectional: expected a causal model, which can stream")
+    result = measure(network, rounds=rounds)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    console = Console()
+    console.print(_table(result, model))
+    for name, reason in result.missing.items():
+        console.print(f"{name} was not timed: {reason}", highlight=False)
+    console.print(result.sentence(), highlight=False)
+
+
+def _table(result: Benchmark, model: str) -> Table:
+    table = Table(title=f"{model}: one CPU thread, frames back to back, medians")
+    names = ("UF", "ms per frame", "share of a core", "streams per core", "offline", "MAC saving", "time saving")
+    table.add_column("backend")
+    for name in names:
+        table.add_column(name, justify="right")
+    for backend, random in result.random.items():
+        for timing in (timing for timing in result.timings if timing.backend == backend):
+            table.add_row(
+                backend,
+                f"{timing.uf:g}",
+                f"{timing.frame_ms:.3f}",
+                f"{100 * timing.load:.1f} %",
+                str(timing.streams_per_core),
+                "" if timing.offline is None else f"{timing.offline:.0f}x real time",
+                f"{timing.mac_saving:.2f}x",
+                f"{timing.saving:.2f}x",
+            )
+        table.add_row(backend, "random", f"{random:.3f}")
+        table.add_section()
+    return table

@@ -1,0 +1,100 @@
+"""``slimse doctor``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__
+from ..compiled import numba_missing
+from ..models import SlimDemucs
+from ..streaming import Streamer
+
+_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512fp16", "amx-bf16", "neon", "sve")
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what SlimSE can run on here, what it cannot and why, and whether the compiled path is ready."""
+    report = examine()
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    table = Table("what", "state", title="slimse doctor")
+    for section, values in report.items():
+        table.add_section()
+        for name, value in values.items():
+            table.add_row(f"{section}: {name}", str(value))
+    Console().print(table)
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """What `doctor` prints: versions, processor and backends."""
+    return {
+        "version": {"slimse": __version__, "python": platform.python_version(), **_versions()},
+        "processor": {"cores": os.cpu_count(), "threads of torch": torch.get_num_threads(), **_processor()},
+        "backend": {
+            "torch": "available",
+            "numba": numba_missing() or "available",
+            "cuda": _cuda(),
+            "triton": _triton(),
+        },
+        "compiled path": {"state": numba_missing() or _compile()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("torch", "numpy", "numba", "llvmlite", "triton"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _processor() -> dict[str, Any]:
+    if numba_missing():
+        return {"name": platform.processor() or platform.machine()}
+    from llvmlite import binding
+
+    has = binding.get_host_cpu_features()
+    return {"name": binding.get_host_cpu_name(), "features": ", ".join(name for name in _FEATURES if has.get(name))}
+
+
+def _cuda() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU, or a build of torch without CUDA"
+    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+
+
+def _triton() -> str:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"cannot be imported ({error})"
+    return "available" if torch.cuda.is_available() else "installed, but it needs a GPU"
+
+
+def _compile() -> str:
+    """Run one frame on the compiled path; say how long the first call took and where its code came from."""
+    model = SlimDemucs("small").eval()
+    start = time.perf_counter()
+    Streamer(model, backend="numba").feed(np.zeros(model.first_samples, np.float32))
+    seconds = time.perf_counter() - start
+    from ..compiled.stream import feed
+
+    stats = feed.stats
+    if stats.cache_hits:
+        return f"ready: loaded in {seconds:.1f} s from {stats.cache_path}"
+    kept = f"kept in {stats.cache_path}" if stats.cache_path else "not kept, as no folder for it can be written to"
+    return f"ready: compiled in {seconds:.1f} s, {kept}"

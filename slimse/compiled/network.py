@@ -1,0 +1,289 @@
+"""Streams of a model on its compiled kernels, with the state of the torch path at the border."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models import DemucsState, SlimDemucs
+from ..width import UF
+from . import layout as f
+from .layout import Floats, Ints, Places, Weights
+from .stream import feed
+
+FRAMES = 32
+"""Most frames of one pass over the levels: in a long chunk, each pass reads every weight from memory once."""
+
+_packed: WeakKeyDictionary[SlimDemucs, dict[bool, tuple[Any, Weights]]] = WeakKeyDictionary()
+_idle: WeakKeyDictionary[Weights, list[Buffers]] = WeakKeyDictionary()
+
+
+def pack(model: SlimDemucs, *, half: bool = False) -> Weights:
+    """The packed weights of a model; packed again only if they have changed."""
+    stamp = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+    known = _packed.setdefault(model, {})
+    if half not in known or known[half][0] != stamp:
+        known[half] = stamp, Weights(model, half=half)
+    return known[half][1]
+
+
+class Buffers(NamedTuple):
+    """Memory of a stream, and where its parts lie."""
+
+    places: Places
+    mem: Floats
+    scratch: Floats
+    ints: Ints
+
+    @classmethod
+    def new(cls, places: Places, scratch: Floats | None = None) -> Buffers:
+        """Fresh memory; streams that run one after the other may share ``scratch``."""
+        scratch = np.zeros(places.scratch_size, np.float32) if scratch is None else scratch
+        return cls(places, np.zeros(places.mem_size, np.float32), scratch, np.zeros(places.int_size, np.int64))
+
+
+class CompiledStream:
+    """One stream of a causal model on the CPU.
+
+    Args:
+        model: the model.
+        weights: its packed weights.
+        buffers: the stream's memory.
+    """
+
+    def __init__(self, model: SlimDemucs, weights: Weights, buffers: Buffers) -> None:
+        places, self._mem, scratch, self._ints = buffers
+        self.model, self._places = model, places
+        tables = weights.weights, weights.const, self._mem, scratch, self._ints
+        self._arrays = (*tables, places.shape, places.levels, weights.mats, weights.counts)
+        self._first, self._hop = model.first_samples, model.hop
+        # Both grow by a hop per frame once the resampling filters are full.
+        full = 1 + self._first // self._hop
+        self._received, self._emitted = 0, 0
+        self._behind = full * self._hop - model.emitted(full)
+        self.load(model.initial_state(), np.zeros(0, np.float32))
+
+    @property
+    def frames(self) -> int:
+        """Frames that have run."""
+        return 1 + (self._received - self._first) // self._hop if self._received >= self._first else 0
+
+    @property
+    def samples(self) -> int:
+        """Samples that frames have taken."""
+        return int(self._ints[f.SAMPLES])
+
+    @property
+    def pending(self) -> Floats:
+        """A view of the samples that do not fill a frame yet."""
+        start = int(self._places.shape[f.PENDING_AT])
+        return self._mem[start : start + int(self._ints[f.PENDING])]
+
+    def feed(self, x: Floats, choice: Ints) -> Floats:
+        """Take ``[n]`` samples, give back those that are ready.
+
+        Args:
+            x: contiguous.
+            choice: index of the UF of every frame that they complete; the last one holds for all frames behind it.
+        """
+        self._received += len(x)
+        frames = self.frames
+        ready = max(frames * self._hop - self._behind, 0)
+        out = np.empty(ready - self._emitted, np.float32)
+        self._emitted = ready
+        feed(x, choice, out, -1, 0, *self._arrays)
+        return out
+
+    def finish(self, x: Floats, choice: Ints) -> Floats:
+        """End the signal behind ``x``: as `feed`, for all that is still missing. Only `load` may follow."""
+        total = self._received + len(x)
+        out = np.empty(total - self._emitted, np.float32)
+        if total:
+            frames = self.model.frames(total)
+            left = frames - self.model.frames_done(total)
+            feed(x, choice, out, left, self.model.receptive_samples(frames) - total, *self._arrays)
+        return out
+
+    def load(self, state: DemucsState, pending: Floats) -> None:
+        """Go on from a state of one stream, with ``pending`` samples that do not fill a frame yet."""
+        # Padding must be zero, even if the last signal held NaN. What lies behind is written before it is read.
+        levels, overlap = self._places.levels, self.model.config.kernel_size - self.model.config.stride
+        self._mem[: levels[0, f.TAIL_AT]] = 0
+        for _, lag, step, at, tail_at in levels:
+            self._mem[tail_at : tail_at + overlap * step] = 0
+            self._mem[at : at + lag * step] = 0
+        for part, tensor in self._parts(state):
+            part[...] = tensor.numpy()
+        stages, ints, shape = len(state.up), self._ints, self._places.shape
+        ints[f.UP_COUNT : f.UP_COUNT + stages] = [buffer.shape[1] for buffer in state.up]
+        ints[f.DOWN_COUNT : f.DOWN_COUNT + stages] = [buffer.shape[1] for buffer in state.down]
+        ints[f.SAMPLES], ints[f.PENDING] = state.samples, len(pending)
+        self._mem[shape[f.PENDING_AT] :][: len(pending)] = pending
+        level_at = int(shape[f.LEVEL_AT])
+        values = [len(state.level), *(float(value) for value in state.level)]
+        self._mem[level_at : level_at + len(values)] = values
+        self._received = state.samples + len(pending)
+        self._emitted = self.model.emitted(self.model.frames_done(state.samples)) if state.samples else 0
+
+    def save(self) -> tuple[DemucsState, Floats]:
+        """The state and the samples that do not fill a frame yet, as copies."""
+        shape = self._places.shape
+        state = self._blank(self.samples)
+        for part, tensor in self._parts(state):
+            tensor.copy_(torch.from_numpy(part))
+        level_at = int(shape[f.LEVEL_AT])
+        for index, value in enumerate(state.level):
+            value.fill_(float(self._mem[level_at + 1 + index]))
+        return state, self.pending.copy()
+
+    def _blank(self, samples: int) -> DemucsState:
+        """A state of the sizes that this one has now."""
+        model, config = self.model, self.model.config
+        mode = int(self._mem[int(self._places.shape[f.LEVEL_AT])])
+        fresh = model.initial_state(input_std=1.0 if mode == 1 else None)
+        counts = self._ints
+        stages = range(len(fresh.up))
+        up = tuple(torch.zeros(1, int(counts[f.UP_COUNT + stage])) for stage in stages)
+        down = tuple(torch.zeros(1, int(counts[f.DOWN_COUNT + stage])) for stage in stages)
+        level = tuple(value.clone() for value in fresh.level)
+        if not samples:
+            return fresh._replace(up=up, down=down, level=level)
+        overlap, levels = config.kernel_size - config.stride, range(config.depth + 1)
+        edges = tuple(torch.zeros(1, overlap, config.channels(i)) for i in levels)[:-1]
+        lags = self._places.levels[:, f.LAG]
+        skips = tuple(torch.zeros(1, int(lags[i]), config.channels(i)) for i in levels)[1:]
+        decoder = tuple(edge.clone() for edge in edges)
+        return fresh._replace(
+            up=up, down=down, level=level, encoder=edges, skip=skips, decoder=decoder, samples=samples
+        )
+
+    def _parts(self, state: DemucsState) -> Iterator[tuple[Floats, Tensor]]:
+        """Every tensor of ``state`` and the view of `_mem` that holds the same."""
+        shape, levels = self._places.shape, self._places.levels
+
+        def rows(at: int, count: int, step: int, columns: int) -> Floats:
+            return self._mem[at : at + count * step].reshape(count, step)[:, :columns]
+
+        for stage, (up, down) in enumerate(zip(state.up, state.down, strict=True)):
+            yield rows(shape[f.UP_AT] + stage * shape[f.UP_STEP], 1, up.shape[1], up.shape[1]), up
+            yield rows(shape[f.DOWN_AT] + stage * shape[f.DOWN_STEP], 1, down.shape[1], down.shape[1]), down
+        hidden = [*state.rnn[0][:, 0]] if shape[f.GROUPS] else [tensor[0] for tensor in state.rnn]
+        for index, tensor in enumerate(hidden):
+            yield rows(shape[f.RNN_AT] + index * shape[f.UNITS], 1, shape[f.UNITS], len(tensor))[0], tensor
+        if not state.samples:
+            return
+        for level in range(len(state.encoder) + 1):
+            step, at = int(levels[level, f.STEP]), int(levels[level, f.AT])
+            if level:
+                skip = state.skip[level - 1][0]
+                yield rows(at, len(skip), step, skip.shape[1]), skip
+            if level < len(state.encoder):
+                tail, edge = state.decoder[level][0], state.encoder[level][0]
+                yield rows(levels[level, f.TAIL_AT], len(tail), step, tail.shape[1]), tail
+                last = at + (int(levels[level, f.LAG]) - len(edge)) * step
+                yield rows(last, len(edge), step, edge.shape[1]), edge
+
+
+class CompiledStreams:
+    """What a `Streamer` needs for its streams, which run one after the other.
+
+    Args:
+        model: the model.
+        streams: how many.
+        half: read the weights in float16.
+    """
+
+    def __init__(self, model: SlimDemucs, streams: int, *, half: bool = False) -> None:
+        weights = pack(model, half=half)
+        places = Places(model, weights, FRAMES)
+        scratch = np.zeros(places.scratch_size, np.float32)
+        self._streams = [CompiledStream(model, weights, Buffers.new(places, scratch)) for _ in range(streams)]
+        self._ufs = model.config.ufs
+        self._uniform = {uf: np.full((streams, 1), index) for index, uf in enumerate(self._ufs)}
+
+    def feed(self, samples: Tensor, uf: UF) -> tuple[Tensor, int]:
+        """Take ``[streams, n]``, give back what is ready and how many frames of each stream ran."""
+        first = self._streams[0]
+        before, choices, rows = first.frames, self._choices(uf), samples.contiguous().numpy()
+        outputs = [stream.feed(rows[i], choices[i]) for i, stream in enumerate(self._streams)]
+        return _stack(outputs), first.frames - before
+
+    def finish(self, uf: UF) -> Tensor:
+        """End the signals; ``uf`` may be one per frame that is left."""
+        choices, none = self._choices(uf), np.zeros(0, np.float32)
+        return _stack([stream.finish(none, choices[i]) for i, stream in enumerate(self._streams)])
+
+    @property
+    def samples(self) -> int:
+        """Samples of each stream that frames have taken."""
+        return self._streams[0].samples
+
+    @property
+    def pending(self) -> Tensor:
+        """Samples that do not fill a frame yet, ``[streams, n]``."""
+        return torch.from_numpy(np.stack([stream.pending for stream in self._streams]))
+
+    def _choices(self, uf: UF) -> Ints:
+        """Indices of UFs, ``[streams, 1]`` or ``[streams, frames]``."""
+        if isinstance(uf, Tensor) and uf.ndim:
+            return self._ufs.indices(uf).reshape(len(self._streams), -1).numpy()
+        return self._uniform[float(uf)]
+
+    def load(self, state: DemucsState, pending: Tensor) -> None:
+        """Go on from the state of as many streams."""
+        for index, stream in enumerate(self._streams):
+            one: dict[str, Any] = {
+                name: tuple(part.narrow(_axis(name, part), index, 1) for part in getattr(state, name))
+                for name in _GROUPS
+            }
+            stream.load(state._replace(**one), pending[index].numpy())
+
+    def save(self) -> tuple[DemucsState, Tensor]:
+        """The state, and ``[streams, n]`` samples that do not fill a frame yet."""
+        states, pending = zip(*(stream.save() for stream in self._streams), strict=True)
+        joined: dict[str, Any] = {}
+        for name in _GROUPS:
+            parts = zip(*(getattr(state, name) for state in states), strict=True)
+            joined[name] = tuple(torch.cat(part, _axis(name, part[0])) for part in parts)
+        return states[0]._replace(**joined), torch.from_numpy(np.stack(pending))
+
+
+_GROUPS = [name for name in DemucsState._fields if name not in ("router", "samples")]
+
+
+def _axis(name: str, part: Tensor) -> int:
+    """Where the streams are: the grouped GRU has its groups first."""
+    return 1 if name == "rnn" and part.ndim == 3 else 0
+
+
+def _stack(outputs: list[Floats]) -> Tensor:
+    return torch.from_numpy(outputs[0]).unsqueeze(0) if len(outputs) == 1 else torch.from_numpy(np.stack(outputs))
+
+
+@torch.no_grad()
+def enhance(model: SlimDemucs, noisy: Tensor, uf: UF, input_std: Tensor | None) -> Tensor:
+    """Whole signals ``[B, T]``; ``uf`` as in `SlimDemucs.forward`, ``input_std`` as in `initial_state`."""
+    frames, batch = model.frames(noisy.shape[1]), noisy.shape[0]
+    schedule = model.config.ufs.schedule(uf, batch, frames)
+    if schedule.gates is not None or noisy.dtype != torch.float32:
+        raise ValueError(f"backend = 'numba' with {noisy.dtype} and uf {uf}: expected float32 and no gates")
+    if schedule.choice is not None:
+        choices = schedule.choice.contiguous().numpy()
+    else:
+        choices = np.full((batch, 1), model.config.ufs.index(float(uf)))
+    weights = pack(model)
+    # Fresh memory would cost more than a short signal. Several threads may be here, each with its own.
+    idle: list[Buffers] = _idle.setdefault(weights, [])
+    buffers = idle.pop() if idle else Buffers.new(Places(model, weights, FRAMES))
+    stream, outputs = CompiledStream(model, weights, buffers), []
+    for index in range(batch):
+        state = model.initial_state(1, None if input_std is None else input_std[index : index + 1])
+        stream.load(state, np.zeros(0, np.float32))
+        outputs.append(stream.finish(noisy[index].contiguous().numpy(), choices[index]))
+    idle.append(buffers)
+    return _stack(outputs)

@@ -1,0 +1,191 @@
+"""The compiled path gives what the torch path gives."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from slimse import SlimDemucs, SlimDemucsConfig, Streamer
+from slimse.compiled import unavailable
+
+pytest.importorskip("numba", reason="the compiled path needs numba")
+
+CONFIGS = {
+    "small": SlimDemucs("small").config,
+    "lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", rnn_layers=2),
+    "odd channels": SlimDemucsConfig(hidden=6, depth=3, growth=3, resample=2, rnn="lstm", ufs=(0.3, 0.5, 1.0)),
+    "no resampling": SlimDemucsConfig(hidden=4, depth=2, kernel_size=6, stride=2, resample=1, groups=2),
+    "no overlap": SlimDemucsConfig(hidden=4, depth=3, kernel_size=4, stride=4, resample=4, groups=1),
+    "one level": SlimDemucsConfig(hidden=40, depth=1, groups=2),
+    "normalising": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", normalize=True),
+    "paper": SlimDemucsConfig(),
+}
+
+
+def random_model(config):
+    """Biases start at zero, which would hide those that are added twice or not at all."""
+    model = SlimDemucs(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias" in name:
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def run_both(model, noisy, seed, **options):
+    """Random chunks, each at a random width, through both paths; the outputs of every chunk."""
+    generator = np.random.default_rng(seed)
+    streamers = [Streamer(model, backend=backend, **options) for backend in ("torch", "numba")]
+    outputs, start = ([], []), 0
+    while start < noisy.shape[-1]:
+        size, uf = int(generator.integers(1, 3 * model.hop + 300)), float(generator.choice(model.config.ufs))
+        for streamer, out in zip(streamers, outputs, strict=True):
+            out.append(streamer.feed(noisy[..., start : start + size], uf))
+        start += size
+    for streamer, out in zip(streamers, outputs, strict=True):
+        out.append(streamer.flush())
+    return outputs
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_random_chunks_and_widths_equal_torch(name, relative_error):
+    model = random_model(CONFIGS[name])
+    for seed, samples in enumerate((1, model.hop, model.first_samples, model.first_samples + 20 * model.hop + 5)):
+        expected, actual = run_both(model, torch.randn(samples), seed)
+        assert [len(out) for out in actual] == [len(out) for out in expected]
+        assert relative_error(torch.cat(actual), torch.cat(expected)) < 1e-5
+
+
+@pytest.mark.parametrize("uf", SlimDemucsConfig().ufs)
+@torch.no_grad()
+def test_a_long_chunk_of_the_paper_preset_equals_offline(uf, relative_error):
+    """Longer than one pass over the levels."""
+    model = random_model(CONFIGS["paper"])
+    noisy = torch.randn(70 * model.hop)
+    streamer = Streamer(model, uf, backend="numba")
+    enhanced = torch.cat([streamer.feed(noisy), streamer.flush()])
+    assert relative_error(enhanced, model(noisy[None, None], uf)[0, 0]) < 1e-5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_whole_signals_at_any_widths_equal_torch(name, relative_error):
+    """A frame's width in random order: a pass groups the positions of one width."""
+    model = random_model(CONFIGS[name])
+    model.backend = "numba"
+    for samples in (3, 70 * model.hop):
+        noisy = torch.randn(2, 1, samples)
+        ufs = torch.tensor(model.config.ufs)
+        frames = model.frames(samples)
+        mixed = ufs[torch.randint(len(ufs), (2, frames))]
+        for uf in (0.5, mixed[:, 0], mixed):
+            deviation = noisy[:, 0].std(1, keepdim=True) if model.config.normalize else None
+            expected = model.finish(noisy[:, 0], model.initial_state(2, deviation), uf)
+            assert relative_error(model(noisy, uf)[:, 0], expected) < 1e-5
+    with pytest.raises(ValueError, match="no gates"):
+        model(noisy, torch.ones(2, frames, len(ufs)))
+
+
+def test_gradients_take_the_torch_path():
+    assert SlimDemucs("small").eval()(torch.randn(1, 1, 300)).requires_grad
+
+
+def test_several_streams_and_given_levels(relative_error):
+    noisy = torch.randn(2, 3000)
+    for name, options in (("small", {}), ("lstm", {}), ("normalising", {"input_std": torch.tensor([[0.5], [2.0]])})):
+        expected, actual = run_both(random_model(CONFIGS[name]), noisy, 0, streams=2, **options)
+        assert relative_error(torch.cat(actual, 1), torch.cat(expected, 1)) < 1e-5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_state_moves_between_backends(name, relative_error):
+    """At the start, inside the first frame, and later."""
+    model = random_model(CONFIGS[name])
+    noisy = torch.randn(model.first_samples + 9 * model.hop + 3)
+    whole = Streamer(model, 0.5, backend="torch")
+    expected = torch.cat([whole.feed(noisy), whole.flush()])
+    for cuts in (
+        (0, 10),
+        (model.first_samples - 1, model.first_samples),
+        (model.first_samples + 2 * model.hop + 1, -9),
+    ):
+        backends, outputs, state = ("numba", "torch", "numba"), [], None
+        pieces = noisy[: cuts[0]], noisy[cuts[0] : cuts[1]], noisy[cuts[1] :]
+        for backend, piece in zip(backends, pieces, strict=True):
+            streamer = Streamer(model, 0.5, backend=backend)
+            if state is not None:
+                streamer.state = state
+            outputs.append(streamer.feed(piece))
+            state = streamer.state
+        # The normalising model estimates its level per chunk, so its chunks must be the same.
+        if model.config.normalize:
+            whole = Streamer(model, 0.5, backend="torch")
+            expected = torch.cat([*(whole.feed(piece) for piece in pieces), whole.flush()])
+        assert relative_error(torch.cat([*outputs, streamer.flush()]), expected) < 1e-5
+
+
+def test_nothing_is_written_to_a_saved_state():
+    model = random_model(CONFIGS["small"])
+    streamer = Streamer(model, backend="numba")
+    streamer.feed(torch.randn(1000))
+    saved, before = streamer.state, torch.cat([part.flatten() for group in streamer.state.model[:-1] for part in group])
+    streamer.feed(torch.randn(1000))
+    assert torch.equal(torch.cat([part.flatten() for group in saved.model[:-1] for part in group]), before)
+
+
+def test_float16_weights_are_close():
+    model = random_model(CONFIGS["paper"])
+    noisy = torch.randn(20 * model.hop)
+    exact, rounded = (Streamer(model, backend="numba", half=half).feed(noisy) for half in (False, True))
+    error = float((exact - rounded).norm() / exact.norm())
+    assert 1e-6 < error < 2e-3
+
+
+def test_nan_and_infinity_pass_through():
+    model = random_model(CONFIGS["small"])
+    for value in (float("nan"), float("inf")):
+        noisy = torch.randn(2000)
+        noisy[1000] = value
+        expected, actual = (Streamer(model, backend=backend).feed(noisy) for backend in ("torch", "numba"))
+        # Torch filters in blocks, padded with zeros times NaN, so its NaNs begin a little earlier.
+        assert not (actual.isnan() & ~expected.isnan()).any()
+        assert actual[-model.hop :].isnan().all()
+
+
+def test_new_weights_are_seen_by_new_streamers(relative_error):
+    model = random_model(CONFIGS["small"])
+    noisy = torch.randn(1000)
+    old = Streamer(model, backend="numba").feed(noisy)
+    with torch.no_grad():
+        model.decoder[0].conv_weight.mul_(2)
+    new = Streamer(model, backend="numba").feed(noisy)
+    assert relative_error(new, Streamer(model, backend="torch").feed(noisy)) < 1e-5
+    assert relative_error(new, old) > 0.1
+
+
+def test_a_backend_that_cannot_run_is_refused():
+    double = SlimDemucs("small").double()
+    assert Streamer(double).backend == "torch"
+    assert Streamer(SlimDemucs("small")).backend == "numba"
+    with pytest.raises(ValueError, match=r"'numba' cannot run here: the model is in torch.float64"):
+        Streamer(double, backend="numba")
+    with pytest.raises(ValueError, match=r"backend = 'tensorflow': expected one of"):
+        Streamer(double, backend="tensorflow")
+    with pytest.raises(ValueError, match="half = True"):
+        Streamer(double, half=True)
+    assert "bidirectional" in unavailable(SlimDemucs(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", causal=False)))
+
+
+def test_without_numba_torch_runs():
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import slimse, torch\n"
+        "streamer = slimse.Streamer(slimse.SlimDemucs('small'))\n"
+        "streamer.feed(torch.zeros(500)); print(streamer.backend)\n"
+        "try: slimse.Streamer(streamer.model, backend='numba')\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("torch\nbackend = 'numba' cannot run here: numba cannot be imported")
