@@ -25,14 +25,14 @@ from typing import Any
 import report
 import torch
 from cases import BLOCKS, MODEL, OPS, UFS, Case, Setup, describe
+from torch.utils import _pytree as pytree
 
 from slimse import ops
 from slimse.ops import launchers
 
 LIMITS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
-"""Largest relative error of a result, against float64."""
-GRADIENT = 4.0
-"""Factor on it for gradients, which are products of two rounded results."""
+"""Largest relative error of a result, against float64. That of a gradient is four times as large, or twice that of the
+twin in the same number format: what a ReLU lets through can hang on the last bit."""
 PASSES = (("slimse", "sliced", "full", "masked"), ("compiled",))
 """Implementations in the order of their turn: compiling takes longest."""
 
@@ -43,10 +43,10 @@ def arguments_of(name: str, width: int | torch.Tensor, dtype: torch.dtype, devic
     def random(*shape: int) -> torch.Tensor:
         return (0.3 * torch.randn(shape)).to(device, dtype)
 
-    batch, time, c = 2, 37, 48
+    batch, time, c = 2, 13, 48
     return {
         "encoder_block": lambda: [
-            random(batch, 152, 3),
+            random(batch, 56, 3),
             random(c, 24),
             random(c),
             random(c, 2 * c),
@@ -58,7 +58,7 @@ def arguments_of(name: str, width: int | torch.Tensor, dtype: torch.dtype, devic
             *(random(batch, time, c), random(c, 2, c), random(c, 2), random(c, 40), width, 4, 5),
             *(random(batch, time, c), random(5), True),
         ],
-        "slim_conv1d": lambda: [random(batch, 76, 20), random(c, 4, 20), random(c), 20, width, 2, 0, 1, True],
+        "slim_conv1d": lambda: [random(batch, 28, 20), random(c, 4, 20), random(c), 20, width, 2, 0, 1, True],
         "slim_conv_transpose1d": lambda: [random(batch, time, c), random(c, 4, 20), random(20), width, 20, 2, 1],
         "slim_linear_glu": lambda: [
             random(batch, time, c),
@@ -80,42 +80,44 @@ def arguments_of(name: str, width: int | torch.Tensor, dtype: torch.dtype, devic
     }[name]()
 
 
+def run(
+    name: str, arguments: list[Any], dtype: torch.dtype, **choice: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs of an op in ``dtype``, and the gradients of a fixed mixture of them."""
+
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        return value.detach().to(dtype, copy=True).requires_grad_()
+
+    arguments = pytree.tree_map(leaf, arguments)
+    outputs = pytree.tree_leaves(getattr(ops, name)(*arguments, **choice))
+    leaves = [value for value in pytree.tree_leaves(arguments) if getattr(value, "requires_grad", False)]
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((out * torch.randn(out.shape, generator=generator).to(out)).sum() for out in outputs)
+    return [out.detach() for out in outputs], list(torch.autograd.grad(loss, leaves))
+
+
+def distance(ours: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """Largest relative error of a tensor."""
+    errors = [(a.double() - b).norm() / b.norm().clamp(min=1e-30) for a, b in zip(ours, exact, strict=True)]
+    return max(float(error) for error in errors)
+
+
 def check(name: str, kind: str, ragged: bool, device: str = "cuda") -> dict[str, Any]:
     """Largest relative error of results and of gradients of an op, against its twin in float64."""
     torch.manual_seed(0)
-    width = torch.randint(0, 49, (2, 37), device=device) if ragged else 12
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    width = torch.randint(0, 49, (2, 13), device=device) if ragged else 12
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
     given = arguments_of(name, width, dtype, device)
-    results = []
-    for exact in (False, True):
-
-        def leaf(value: Any, exact: bool = exact) -> Any:
-            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-                return value
-            return value.detach().to(torch.float64 if exact else dtype, copy=True).requires_grad_()
-
-        arguments = torch.utils._pytree.tree_map(leaf, given)
-        choice = (
-            {"backend": "torch"} if exact else {"backend": "triton", "precision": "tf32" if kind == "tf32" else "ieee"}
-        )
-        outputs = torch.utils._pytree.tree_leaves(getattr(ops, name)(*arguments, **choice))
-        leaves = [
-            v for v in torch.utils._pytree.tree_leaves(arguments) if isinstance(v, torch.Tensor) and v.requires_grad
-        ]
-        generator = torch.Generator().manual_seed(1)
-        loss = sum((o * torch.randn(o.shape, generator=generator).to(o)).sum() for o in outputs)
-        results.append(([o.detach() for o in outputs], torch.autograd.grad(loss, leaves)))
-    errors = [
-        max(
-            float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
-            for a, b in zip(*both, strict=True)
-        )
-        for both in zip(*results, strict=True)
-    ]
-    limits = (LIMITS[kind], GRADIENT * LIMITS[kind])
-    within = all(error <= limit for error, limit in zip(errors, limits, strict=True))
-    widths = "ragged" if ragged else "uniform"
-    return {"op": name, "kind": kind, "width": widths, "error": errors[0], "gradient": errors[1], "within": within}
+    exact = run(name, given, torch.float64, backend="torch")
+    twin = run(name, given, dtype, backend="torch")
+    ours = run(name, given, dtype, backend="triton", precision="tf32" if kind == "tf32" else "ieee")
+    error, gradient = (distance(mine, true) for mine, true in zip(ours, exact, strict=True))
+    allowed = max(4 * LIMITS[kind], 2 * distance(twin[1], exact[1]))
+    row = {"op": name, "kind": kind, "width": "ragged" if ragged else "uniform", "error": error, "gradient": gradient}
+    return {**row, "gradient_limit": allowed, "within": error <= LIMITS[kind] and gradient <= allowed}
 
 
 def check_all() -> list[dict[str, Any]]:
