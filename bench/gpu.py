@@ -3,8 +3,9 @@
     python bench/gpu.py --out DIR [--tune] [--minutes 8]
 
 needs a CUDA (or ROCm) device, Triton and this package installed. ``DIR`` gets ``checks.json``, ``times.json``,
-``report.md`` and its plots, and with ``--tune`` ``tuning.json``: the fastest launch parameters of the blocks found. It
-exits with 1 if a kernel is further from float64 than it may be. What there was no time for is called not measured.
+``report.md`` and its plots, and with ``--tune`` a table of faster launch parameters of the blocks, which the package
+uses once it lies in ``slimse/ops/tuned``. It exits with 1 if a kernel is further from float64 than it may be. What
+there was no time for is called not measured.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cases import BLOCKS, MODEL, OPS, UFS, Case, Setup, describe
 from torch.utils import _pytree as pytree
 
 from slimse import ops
-from slimse.ops import launchers
+from slimse.ops import launchers, tuning
 
 LIMITS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
 """Largest relative error of a result, against float64. That of a gradient is four times as large, or twice that of the
@@ -182,44 +183,62 @@ def time_all(deadline: float, seconds: float) -> tuple[list[dict[str, Any]], lis
     return entries, [*notes, *failures]
 
 
-def tune(deadline: float, seconds: float) -> dict[str, Any]:
-    """Fastest launch parameters of every block at UF 1 and 0.25, batch 64, beside those chosen without tuning."""
-    found: dict[str, Any] = {}
-    errors = importlib.import_module("triton.runtime.errors")
-    choices = itertools.product((32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4))
-    changes = [dict(zip(("block_t", "block_h", "num_warps", "num_stages"), c, strict=True)) for c in choices]
-    for case, kind, uf in itertools.product(BLOCKS, ("bf16", "tf32"), (1.0, 0.25)):
+def tune(deadline: float, seconds: float) -> dict[str, dict[str, Any]]:
+    """Launch parameters that are faster than those chosen by default, as a table of `slimse.ops.tuning`.
+
+    One parameter after the other, for the sum of the times at UF 1 and 0.25, batch 64.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for case, kind in itertools.product(BLOCKS, ("bf16", "tf32")):
         module = importlib.import_module(f"slimse.kernels.{case.op}")
-        chosen: list[Any] = []
-        setup = Setup(uf, 64, seconds, kind, "cuda")
-        calls, _ = case.build(setup)
-        select = module.select_config
+        select, override, seen = module.select_config, {}, {}
 
-        def choose(*args: Any, **kwargs: Any) -> Any:
-            default = select(*args, **kwargs)  # noqa: B023
-            return dataclasses.replace(default, **chosen[0]) if chosen else default  # noqa: B023
+        def choose(shape: Any, dtype: Any, precision: str, capability: int) -> Any:
+            default = select(shape, dtype, precision, capability)  # noqa: B023
+            seen.update(key=tuning.key(case.op, *shape[1:], dtype, precision), default=default)  # noqa: B023
+            return dataclasses.replace(default, **override)  # noqa: B023
 
+        setups = [Setup(uf, 64, seconds, kind, "cuda") for uf in (1.0, 0.25)]
+        calls = [case.build(setup)[0]["slimse"] for setup in setups]
         module.select_config = choose
         try:
-            default = measure(calls["slimse"])["median"]
-            best, fastest = default, {}
-            for change in changes:
-                if time.monotonic() > deadline:
-                    break
-                chosen[:] = [change]
-                try:
-                    now = measure(calls["slimse"], 5)["median"]
-                except (errors.OutOfResources, errors.PTXASError):
-                    # A tile that does not fit this GPU is no candidate.
-                    continue
-                if now < best:
-                    best, fastest = now, change
+            override = _descend(calls, override, seen, deadline)
         finally:
             module.select_config = select
-        found[f"{case.label}, {kind}, UF {uf}"] = {"default": default, "best": best, "change": fastest}
+        if override:
+            found[seen["key"]] = dataclasses.asdict(dataclasses.replace(seen["default"], **override))
         if time.monotonic() > deadline:
             break
     return found
+
+
+def _descend(
+    calls: list[Callable[[], Any]], override: dict[str, int], seen: dict[str, Any], deadline: float
+) -> dict[str, int]:
+    """Change ``override``, which the calls read, to what makes them fastest; return it."""
+    errors = importlib.import_module("triton.runtime.errors")
+
+    def total() -> float:
+        return sum(measure(call, 10)["median"] for call in calls)
+
+    best = total()
+    steps = {"block_t": (32, 64, 128), "block_h": (16, 32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
+    for name, values in steps.items() if seen["default"].fused else ():
+        kept = dict(override)
+        for value in values:
+            if time.monotonic() > deadline:
+                break
+            override[name] = value
+            try:
+                now = total()
+            except (errors.OutOfResources, errors.PTXASError):
+                # A tile that does not fit this GPU is no candidate.
+                continue
+            if now < best:
+                best, kept = now, dict(override)
+        override.clear()
+        override.update(kept)
+    return override
 
 
 def main() -> int:
@@ -242,8 +261,8 @@ def main() -> int:
     checks = check_all()
     (arguments.out / "checks.json").write_text(json.dumps(checks, indent=1))
     if arguments.tune:
-        tuned = {torch.cuda.get_device_name(): tune(start + 0.5 * (end - start), arguments.seconds)}
-        (arguments.out / "tuning.json").write_text(json.dumps(tuned, indent=1))
+        table = arguments.out / tuning.table_name(torch.device("cuda"))
+        table.write_text(json.dumps(tune(start + 0.5 * (end - start), arguments.seconds), indent=1) + "\n")
     entries, notes = time_all(end, arguments.seconds)
     versions = f"torch {torch.__version__}, triton {importlib.import_module('triton').__version__}"
     (arguments.out / "times.json").write_text(json.dumps({"benchmarks": entries, "versions": versions}, indent=1))

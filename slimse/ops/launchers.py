@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from . import tuning
+
 KERNELS = (
     *("encoder_block", "decoder_block", "slim_conv1d", "slim_conv_transpose1d", "slim_linear_glu"),
     *("diagonal_gru", "slim_gru", "slim_lstm"),
@@ -31,7 +33,11 @@ _SORTED_ROWS = 2**18
 
 def forward(name: str, values: dict[str, Any], precision: str) -> Any:
     """Run the kernels of an op on the arguments of its twin."""
-    return _launcher(name, "forward")(**values, **_options(name, values, precision))
+    options = _options(name, values, precision)
+    tuned = tuning.lookup(name, values, precision)
+    if tuned is not None:
+        options["config"] = importlib.import_module("slimse.kernels.launching").BlockConfig(**tuned)
+    return _launcher(name, "forward")(**values, **options)
 
 
 def backward_reads_outputs(name: str, values: dict[str, Any]) -> bool:
