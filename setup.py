@@ -29,6 +29,7 @@ setup(
     package_dir={"slimse": "slimse", "slimse.kernels": "kernels"},
     package_data={
         "slimse": ["py.typed", "weights/*", "assets/*"],
+        "slimse.ops": ["tuned/*.json"],
         "slimse.training": ["recipes/*.toml"],
     },
     install_requires=[

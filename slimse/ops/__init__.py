@@ -19,7 +19,7 @@ from torch import Tensor
 from . import blocks, convolution, recurrent
 from .registration import BACKENDS, PRECISIONS, check_backend, register
 
-_Shapes = list[tuple[Any, ...]]
+_Shapes = list[Any]
 
 
 def _encoder(x: Tensor, conv_weight: Tensor, stride: int, **_: Any) -> _Shapes:
@@ -50,16 +50,16 @@ def _glu(x: Tensor, weight: Tensor, width: Any, cut: str, **_: Any) -> _Shapes:
 
 
 def _diagonal(gates_x: Tensor, state: Tensor, **_: Any) -> _Shapes:
-    return [(*gates_x.shape[:2], gates_x.shape[3]), tuple(state.shape)]
+    return [(*gates_x.shape[:2], gates_x.shape[3]), state]
 
 
 def _gru(x: Tensor, weight_hh: Tensor, state: Tensor, **_: Any) -> _Shapes:
-    return [(*x.shape[:2], weight_hh.shape[0] * weight_hh.shape[1]), tuple(state.shape)]
+    return [(*x.shape[:2], weight_hh.shape[0] * weight_hh.shape[1]), state]
 
 
 def _lstm(x: Tensor, weight_hh: Tensor, width: Any, state: tuple[Tensor, Tensor], **_: Any) -> _Shapes:
     units = weight_hh.shape[0] if isinstance(width, Tensor) else width
-    return [(*x.shape[:2], units), *(tuple(part.shape) for part in state)]
+    return [(*x.shape[:2], units), *state]
 
 
 encoder_block = register(shapes=_encoder)(blocks.encoder_block)

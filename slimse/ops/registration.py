@@ -78,12 +78,12 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def register(
-    *, shapes: Callable[..., list[tuple[Any, ...]]], autocast: bool = True, added: str = ""
+    *, shapes: Callable[..., list[Any]], autocast: bool = True, added: str = ""
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Register a twin as an op and return the function that layers call: the twin's arguments and two more.
 
     Args:
-        shapes: gives those of the outputs, from the twin's arguments.
+        shapes: gives those of the outputs, from the twin's arguments; or a tensor that one is like.
         autocast: whether the op runs in autocast's dtype. Recurrent ones keep that of their weights: what rounding does
             to a state adds up over thousands of steps.
         added: a tensor argument that is only ever added to the first one, so that they share a gradient.
@@ -130,10 +130,22 @@ def _define(name: str, run: Callable[..., Any], schema: str) -> Any:
     return torch.library.custom_op(f"slimse::{name}", run, mutates_args=(), schema=schema)  # type: ignore[call-overload]
 
 
+def _owned(results: Sequence[Tensor], inputs: Sequence[Any]) -> list[Tensor]:
+    """Results as a registered op must give them: contiguous, and none sharing memory with an input or another."""
+    taken = {value.untyped_storage().data_ptr() for value in inputs if isinstance(value, Tensor)}
+    owned = []
+    for result in results:
+        result = result.contiguous()
+        result = result.clone() if result.untyped_storage().data_ptr() in taken else result
+        taken.add(result.untyped_storage().data_ptr())
+        owned.append(result)
+    return owned
+
+
 class _Op:
     """``torch.ops.slimse.<name>`` and ``<name>_backward``, defined from a twin and its kernels."""
 
-    def __init__(self, twin: Callable[..., Any], shapes: Callable[..., list[tuple[Any, ...]]], added: str) -> None:
+    def __init__(self, twin: Callable[..., Any], shapes: Callable[..., list[Any]], added: str) -> None:
         self.twin, self.shapes, self.name = twin, shapes, twin.__name__
         self.signature = inspect.signature(twin)
         parameters = self.signature.parameters
@@ -197,21 +209,26 @@ class _Op:
         values = self.unflatten(arguments)
         with torch.autocast(flat[0].device.type, enabled=False):
             out = self.twin(**values) if backend == "torch" else launchers.forward(self.name, values, precision)
-        # Outputs of a registered op are contiguous, and never one of its inputs.
-        leaves = [leaf.contiguous() for leaf in pytree.tree_leaves(out)]
-        leaves = [leaf.clone() if any(leaf is value for value in flat) else leaf for leaf in leaves]
+        leaves = _owned(pytree.tree_leaves(out), flat)
         return leaves[0] if len(leaves) == 1 else tuple(leaves)
 
     def fake(self, *flat: Any) -> Any:
         """Empty outputs, for tracing."""
-        outputs = [flat[0].new_empty(shape) for shape in self.shapes(**self.unflatten(flat[:-2]))]
+        shapes = self.shapes(**self.unflatten(flat[:-2]))
+        outputs = [
+            torch.empty_like(shape, memory_format=torch.contiguous_format)
+            if isinstance(shape, Tensor)
+            else flat[0].new_empty(shape)
+            for shape in shapes
+        ]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Save what the backward pass needs."""
         outputs = [output] if isinstance(output, Tensor) else list(output)
         ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
-        kept = outputs if self.name in launchers.BACKWARD_NEEDS_OUTPUTS and inputs[-2] == "triton" else []
+        reads = inputs[-2] == "triton" and launchers.backward_reads_outputs(self.name, self.unflatten(inputs[:-2]))
+        kept = outputs if reads else []
         ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs), *kept)
 
     def backward(self, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -243,7 +260,7 @@ class _Op:
                 results = [every[self.tensors.index(index)] for index in wanted]
             else:
                 results = self.pull(grads, wanted, arguments)
-        return [grad.contiguous() for grad in results]
+        return _owned(results, (*grads, *outputs, *flat))
 
     def pull(self, grads: list[Tensor], wanted: list[int], arguments: list[Any]) -> list[Tensor]:
         """Gradients of the twin at the arguments numbered ``wanted``."""

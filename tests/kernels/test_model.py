@@ -5,16 +5,16 @@ import torch
 
 pytest.importorskip("triton")
 
-from slimse import SlimDemucs, Streamer
+from slimse import SlimDemucs, SlimDemucsConfig, Streamer
+
+LSTM = SlimDemucsConfig(hidden=4, depth=3, resample=2, rnn="lstm", rnn_layers=2)
 
 
-@pytest.fixture
-def models(device):
+@pytest.fixture(params=["small", LSTM], ids=["gru", "lstm"])
+def models(request, device):
     """The same weights on kernels and on twins."""
-    models = [SlimDemucs("small", backend=backend).to(device) for backend in ("triton", "torch")]
+    models = [SlimDemucs(request.param, backend=backend).to(device) for backend in ("triton", "torch")]
     models[1].load_state_dict(models[0].state_dict())
-    # Its kernel is still to come.
-    models[0].bottleneck.backend = "torch"
     return models
 
 

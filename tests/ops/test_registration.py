@@ -1,5 +1,9 @@
 """Every op as registered with PyTorch: on the CPU, under its checker, gradcheck, compiler and exporter."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -194,7 +198,7 @@ def test_a_choice_that_cannot_run_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ops.encoder_block(*cases()["encoder_block"][0], **options)
     with pytest.raises(TypeError, match="encoder_block takes"):
-        ops.encoder_block(*cases()["encoder_block"][0], 1, 2)
+        ops.encoder_block(*cases()["encoder_block"][0], 1, 2, backend="triton")
 
 
 def test_autocast_reaches_products_but_not_states():
@@ -225,3 +229,29 @@ def test_the_whole_network_exports_and_compiles(ragged):
     torch.testing.assert_close(compiled(noisy, uf), expected)
     # Nothing of the tracers stays behind.
     assert torch.equal(model(noisy, uf), expected)
+
+
+REFUSED = """
+import importlib.util, sys
+import torch
+if sys.argv[1] == "missing":
+    importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == "triton" else find(name)
+import slimse
+try:
+    slimse.SlimDemucs("small", backend="triton")(torch.randn(1, 1, 100))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [("missing", "Triton is not installed; expected 'auto' or 'torch'"), ("cpu", "the tensors are on the CPU")],
+)
+def test_kernels_that_cannot_run_say_so(case, message):
+    if case == "cpu":
+        pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", REFUSED, case]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert message in done.stdout
