@@ -11,6 +11,7 @@ from .demo import demo
 from .enhance import enhance
 from .evaluate import evaluate
 from .profile import profile
+from .report import report
 from .train import train
 
 _USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError)
@@ -46,5 +47,5 @@ def _options(
     """Speech enhancement whose cost follows the difficulty of the sound."""
 
 
-for command in (enhance, demo, evaluate, profile, train):
+for command in (enhance, demo, evaluate, report, profile, train):
     app.command()(command)
