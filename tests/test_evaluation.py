@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from slimse import SlimDemucs
+from slimse import PRESETS, SlimDemucs
+from slimse.audio.files import read_mono
 from slimse.checkpoint import save
 from slimse.cli import app
-from slimse.evaluation import METRICS, check_metrics, evaluate_pairs, find_pairs, score
+from slimse.evaluation import METRICS, Dynamic, check_metrics, evaluate_pairs, find_pairs, score
 from slimse.evaluation import metrics as metrics_module
+from slimse.models import RouterConfig
 from slimse.profiling import profile
 
 MIXED = Path(__file__).parents[1].parent / "shared" / "data" / "valid" / "mixed"
@@ -143,6 +146,33 @@ def test_metric_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pystoi: pip install 'slimse\[train\]'"):
         check_metrics(["stoi"])
+
+
+def test_a_budget_is_scored_at_what_it_used(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
+    model = SlimDemucs(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
+    model.router.output.weight.normal_(std=4.0)
+    model.router.bias_ih.normal_()
+    pairs = find_pairs(*folders)
+    report = evaluate_pairs(pairs, model, ufs=[0.25], budgets=[0.2, 0.7], metrics=["si_sdr"], jobs=1)
+    assert report.ufs == (None, 0.25, Dynamic(0.2), Dynamic(0.7))
+    costs = profile(model)
+    for row, budget in zip(report.means()[2:], (0.2, 0.7), strict=True):
+        chosen = torch.cat(
+            [model.route(torch.from_numpy(read_mono(pair.noisy, 16_000))[None, None], budget)[0] for pair in pairs]
+        )
+        assert row.average_uf == pytest.approx(float(chosen.mean()))
+        assert row.macs_per_sample == pytest.approx(costs.macs_per_sample(chosen))
+        assert sum(row.shares) == pytest.approx(1)
+    report.write_csv(tmp_path / "files.csv")
+    rows = list(csv.DictReader((tmp_path / "files.csv").open()))
+    assert [row["budget"] for row in rows[:4]] == ["", "", "0.2", "0.7"]
+    assert len(set(report.means()[2].shares)) > 1
+    report.write_json(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["means"][3]["budget"] == 0.7
+    with pytest.raises(ValueError, match="no router"):
+        evaluate_pairs(pairs, SlimDemucs("small"), budgets=[0.2], metrics=["si_sdr"], jobs=1)
 
 
 def test_pairs_match_by_relative_path_whatever_the_suffix(folders: tuple[Path, Path]) -> None:
@@ -281,7 +311,7 @@ def test_command_says_what_is_wrong(folders: tuple[Path, Path], tmp_path: Path) 
     missing = run.invoke(app, [*both, "--noisy-only", "--csv", str(tmp_path / "no" / "out.csv")])
     assert missing.exit_code == 2 and "not a folder" in missing.stderr
     contradiction = run.invoke(app, [*both, "--noisy-only", "--uf", "1"])
-    assert contradiction.exit_code == 2 and "without --uf" in contradiction.stderr
+    assert contradiction.exit_code == 2 and "without --uf and --budget" in contradiction.stderr
     (folders[1] / "b.wav").unlink()
     lonely = run.invoke(app, [*both, "--noisy-only"])
     assert lonely.exit_code == 2 and "b.wav" in lonely.stderr

@@ -169,6 +169,16 @@ def test_stages_train_what_they_should():
         SlimmableTraining(CONFIG, SlimDemucs("small"))
 
 
+def test_the_router_decides_alike_under_autocast():
+    """Validation during a run in bf16 routes as inference does."""
+    model = module_of().model.eval()
+    noisy = torch.randn(2, 1, 4000)
+    with torch.no_grad():
+        expected = model.route(noisy, 0.25)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.route(noisy, 0.25).equal(expected)
+
+
 def test_fixed_trains_its_width_alone():
     module = module_of(replace(CONFIG, stage="fixed", fixed_uf=0.25))
     module.training_step(some_pairs(), 0).backward()

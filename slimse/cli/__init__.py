@@ -13,6 +13,7 @@ from .doctor import doctor
 from .enhance import enhance
 from .evaluate import evaluate
 from .profile import profile
+from .report import report
 from .train import train
 
 _USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError)
@@ -48,5 +49,5 @@ def _options(
     """Speech enhancement whose cost follows the difficulty of the sound."""
 
 
-for command in (enhance, demo, evaluate, profile, train, bench, doctor):
+for command in (enhance, demo, evaluate, report, profile, train, bench, doctor):
     app.command()(command)

@@ -12,18 +12,21 @@ from rich.table import Table
 
 from .. import checkpoint
 from ..evaluation import METRICS, Report, check_metrics, evaluate_pairs, find_pairs
+from ..evaluation.evaluate import label
 
 
 def _table(report: Report, count: int) -> Table:
     table = Table(title=f"Means over {count} file{'s' if count > 1 else ''} (more is better)")
-    table.add_column("UF")
+    table.add_column("width")
+    table.add_column("UF", justify="right")
     table.add_column("MACs/sample", justify="right", overflow="fold")
     for name in report.metrics:
         table.add_column(METRICS[name].title, justify="right", overflow="fold")
     for row in report.means():
         cells = [f"{row.values[n]:.{METRICS[n].digits}f}" + ("*" if n in row.excluded else "") for n in report.metrics]
         macs = "" if row.macs_per_sample is None else f"{row.macs_per_sample:,.0f}"
-        table.add_row("noisy" if row.uf is None else f"{row.uf:g}", macs, *(c.replace("nan", "-") for c in cells))
+        average = "" if row.average_uf is None else f"{row.average_uf:.3g}"
+        table.add_row(label(row.uf), average, macs, *(c.replace("nan", "-") for c in cells))
     return table
 
 
@@ -40,6 +43,9 @@ def evaluate(
         str, typer.Option(help="Bundled weights, or a .safetensors file.", show_default=True)
     ] = checkpoint.DEFAULT,
     uf: Annotated[list[float] | None, typer.Option(help="UF to score; repeatable. Default: all of the model.")] = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="Budget of the router to score; repeatable. UFs are scored too.")
+    ] = None,
     noisy_only: Annotated[bool, typer.Option("--noisy-only", help="Score the noisy input, without a model.")] = False,
     metrics: Annotated[str, typer.Option(help="Comma-separated scores.")] = ",".join(METRICS),
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row per file and UF.")] = None,
@@ -53,8 +59,8 @@ def evaluate(
     """
     _check_output(csv)
     _check_output(json)
-    if noisy_only and uf:
-        raise ValueError("--noisy-only scores no UF: expected it without --uf")
+    if noisy_only and (uf or budget):
+        raise ValueError("--noisy-only scores no width: expected it without --uf and --budget")
     names = check_metrics(name.strip() for name in metrics.split(","))
     pairs = find_pairs(noisy, clean)[:limit]
     model = None if noisy_only else checkpoint.load(weights)
@@ -65,6 +71,7 @@ def evaluate(
             pairs,
             model,
             ufs=uf or None,
+            budgets=budget or (),
             metrics=names,
             jobs=jobs,
             progress=lambda done: bar.update(task, completed=done),

@@ -1,10 +1,11 @@
 """Scores of noisy and enhanced speech against clean speech."""
 
-from .evaluate import FileScores, MeanScores, Report, evaluate_pairs, find_pairs
+from .evaluate import Dynamic, FileScores, MeanScores, Report, evaluate_pairs, find_pairs
 from .metrics import METRICS, Metric, check_metrics, score
 
 __all__ = [
     "METRICS",
+    "Dynamic",
     "FileScores",
     "MeanScores",
     "Metric",

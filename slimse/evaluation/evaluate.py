@@ -14,17 +14,19 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .. import __version__
 from ..audio.files import find_files, read_mono
 from ..models import SlimDemucs
 from ..profiling import profile
+from ..streaming import Streamer
 from .metrics import METRICS, SAMPLE_RATE, Scores, check_metrics, score
 
 _PACKAGES = ("torch", "numpy", "soxr", "pesq", "pystoi", "torchmetrics", "speechmos", "onnxruntime", "librosa")
@@ -41,22 +43,38 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Dynamic:
+    """In place of a UF: the router's choice for a budget."""
+
+    budget: float
+
+
+Width: TypeAlias = float | Dynamic | None
+"""What a row of scores is of: a UF, a budget, or None for the noisy input."""
+
+
+@dataclass(frozen=True)
 class FileScores:
-    """Scores of one file at one UF."""
+    """Scores of one file at one width."""
 
     file: str
-    uf: float | None
-    """None for the noisy input."""
+    uf: Width
     scores: Scores
+    chosen: tuple[int, ...] = ()
+    """Of a budget: frames at each of the model's UFs."""
 
 
 @dataclass(frozen=True)
 class MeanScores:
-    """Means over all files at one UF."""
+    """Means over all files at one width."""
 
-    uf: float | None
-    """None for the noisy input."""
+    uf: Width
+    average_uf: float | None
+    """Over all frames of all files; None for the noisy input."""
+    shares: tuple[float, ...]
+    """Of a budget: share of the frames at each of the model's UFs."""
     macs_per_sample: float | None
+    """Over all frames, the router's included for a budget."""
     values: dict[str, float]
     """By name of the metric, over the files that have it; NaN if none has."""
     excluded: dict[str, int]
@@ -68,26 +86,45 @@ class Report:
     """All that an evaluation found."""
 
     metrics: tuple[str, ...]
-    ufs: tuple[float | None, ...]
-    """None, the noisy input, first."""
+    ufs: tuple[Width, ...]
+    """None, the noisy input, first; budgets last."""
     files: tuple[FileScores, ...]
     """File by file in the order of the pairs, and within one in the order of ``ufs``."""
     macs: Mapping[float, float] = field(default_factory=dict)
-    """MACs per sample by UF."""
+    """MACs per sample by UF, of all that the model has, rising."""
+    router_macs: float = 0.0
+    """What the router adds to them."""
 
     def means(self) -> list[MeanScores]:
         """One row per UF, in the order of ``ufs``."""
         rows = []
         for uf in self.ufs:
             scores = [row.scores for row in self.files if row.uf == uf]
+            shares = self.shares(row for row in self.files if row.uf == uf)
             values, excluded = {}, {}
             for name in self.metrics:
                 known = [s.values[name] for s in scores if name not in s.excluded]
                 values[name] = math.fsum(known) / len(known) if known else math.nan
                 if len(known) < len(scores):
                     excluded[name] = len(scores) - len(known)
-            rows.append(MeanScores(uf, None if uf is None else self.macs[uf], values, excluded))
+            average, macs = self.cost(uf, shares)
+            rows.append(MeanScores(uf, average, shares, macs, values, excluded))
         return rows
+
+    @staticmethod
+    def shares(rows: Iterable[FileScores]) -> tuple[float, ...]:
+        """Share of the frames of ``rows`` at each of the model's UFs; empty for rows that are not of a budget."""
+        frames = [sum(counts) for counts in zip(*(row.chosen for row in rows), strict=True)]
+        return tuple(count / sum(frames) for count in frames)
+
+    def cost(self, uf: Width, shares: tuple[float, ...]) -> tuple[float | None, float | None]:
+        """Average UF and MACs per sample at a width; ``shares`` as from `shares`."""
+        if uf is None:
+            return None, None
+        if not isinstance(uf, Dynamic):
+            return uf, self.macs[uf]
+        macs = sum(share * cost for share, cost in zip(shares, self.macs.values(), strict=True))
+        return sum(share * uf for share, uf in zip(shares, self.macs, strict=True)), macs + self.router_macs
 
     def notes(self) -> list[str]:
         """One sentence for each mean that leaves files out, with the number of files by reason."""
@@ -105,15 +142,20 @@ class Report:
         return notes
 
     def write_csv(self, path: Path) -> None:
-        """Write one row per file and UF; an undefined score is an empty cell, the noisy input has the UF ``noisy``."""
+        """Write one row per file and width.
+
+        An undefined score is an empty cell, the UF of the noisy input is ``noisy``, and that of a budget its average.
+        """
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(("file", "uf", "macs_per_sample", *self.metrics))
+            writer.writerow(("file", "uf", "budget", "macs_per_sample", *self.metrics))
             for row in self.files:
                 values = (row.scores.values[name] for name in self.metrics)
-                macs = "" if row.uf is None else self.macs[row.uf]
-                uf = "noisy" if row.uf is None else row.uf
-                writer.writerow((row.file, uf, macs, *("" if math.isnan(v) else v for v in values)))
+                average, macs = self.cost(row.uf, self.shares([row]))
+                uf = "noisy" if average is None else average
+                cells = (row.file, uf, budget_of(row.uf), macs)
+                scores = ("" if math.isnan(value) else value for value in values)
+                writer.writerow("" if cell is None else cell for cell in (*cells, *scores))
 
     def to_dict(self) -> dict[str, Any]:
         """Means and scores per file as plain values, for JSON; null where a score is undefined, and as the noisy UF."""
@@ -121,11 +163,24 @@ class Report:
             "metrics": list(self.metrics),
             "file_count": len(self.files) // len(self.ufs),
             "means": [
-                {"uf": row.uf, "macs_per_sample": row.macs_per_sample, **_plain(row.values), "excluded": row.excluded}
+                {
+                    "uf": row.average_uf,
+                    "budget": budget_of(row.uf),
+                    "shares": row.shares,
+                    "macs_per_sample": row.macs_per_sample,
+                    **_plain(row.values),
+                    "excluded": row.excluded,
+                }
                 for row in self.means()
             ],
             "files": [
-                {"file": row.file, "uf": row.uf, **_plain(row.scores.values), "excluded": row.scores.excluded}
+                {
+                    "file": row.file,
+                    "uf": self.cost(row.uf, self.shares([row]))[0],
+                    "budget": budget_of(row.uf),
+                    **_plain(row.scores.values),
+                    "excluded": row.scores.excluded,
+                }
                 for row in self.files
             ],
         }
@@ -140,8 +195,15 @@ def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def label(uf: float | None) -> str:
-    """``noisy``, or the UF."""
+def budget_of(uf: Width) -> float | None:
+    """The budget, or None for what has none."""
+    return uf.budget if isinstance(uf, Dynamic) else None
+
+
+def label(uf: Width) -> str:
+    """``noisy``, the UF, or the budget."""
+    if isinstance(uf, Dynamic):
+        return f"budget {uf.budget:g}"
     return "noisy" if uf is None else f"UF {uf:g}"
 
 
@@ -201,7 +263,7 @@ class _Job:
     """What scoring a pair needs besides the pair."""
 
     model: SlimDemucs | None
-    ufs: tuple[float, ...]
+    ufs: tuple[float | Dynamic, ...]
     metrics: tuple[str, ...]
 
     def __call__(self, pair: Pair) -> list[FileScores]:
@@ -218,9 +280,13 @@ class _Job:
         rows = [FileScores(pair.name, None, score(noisy, clean, self.metrics))]
         for uf in self.ufs:
             assert self.model is not None
+            signal, chosen = torch.from_numpy(noisy)[None, None], tuple[int, ...]()
             with torch.no_grad():
-                enhanced = self.model(torch.from_numpy(noisy)[None, None], uf)[0, 0].numpy()
-            rows.append(FileScores(pair.name, uf, score(enhanced, clean, self.metrics)))
+                width = self.model.route(signal, uf.budget) if isinstance(uf, Dynamic) else uf
+                enhanced = self.model(signal, width)[0, 0].numpy()
+            if isinstance(width, Tensor):
+                chosen = tuple(int((width == known).sum()) for known in self.model.config.ufs)
+            rows.append(FileScores(pair.name, uf, score(enhanced, clean, self.metrics), chosen))
         return rows
 
 
@@ -261,6 +327,7 @@ def evaluate_pairs(
     model: SlimDemucs | None,
     *,
     ufs: Iterable[float] | None = None,
+    budgets: Iterable[float] = (),
     metrics: Iterable[str] = tuple(METRICS),
     jobs: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
@@ -273,6 +340,7 @@ def evaluate_pairs(
         pairs: from `find_pairs`.
         model: on the CPU; None scores the noisy files alone.
         ufs: of the model's set; None for all of them.
+        budgets: for the model's router.
         metrics: keys of `METRICS`.
         jobs: processes, each of one thread; None for one per core. With 1, no process is started. A script that
             asks for more needs the ``if __name__ == "__main__":`` of `multiprocessing`.
@@ -291,16 +359,22 @@ def evaluate_pairs(
     if model is None:
         if ufs is not None:
             raise ValueError(f"ufs = {tuple(ufs)}: expected None, as there is no model")
-        chosen: tuple[float, ...] = ()
+        chosen: tuple[float | Dynamic, ...] = ()
     else:
         if model.config.sample_rate != SAMPLE_RATE:
             raise ValueError(f"sample_rate = {model.config.sample_rate} of the model: expected {SAMPLE_RATE}")
         chosen = tuple(
             dict.fromkeys(model.config.ufs.validate(uf) for uf in (model.config.ufs if ufs is None else ufs))
-        )
+        ) + tuple(Dynamic(budget) for budget in dict.fromkeys(budgets))
+        for width in chosen:
+            if isinstance(width, Dynamic):
+                Streamer(model, "auto", budget=width.budget)
     rows: list[FileScores] = []
     for done, scores in enumerate(_run(_Job(model, chosen, metrics), pairs, min(jobs, len(pairs))), start=1):
         rows.extend(scores)
         progress(done)
-    macs = {} if model is None else {width.uf: width.macs_per_sample for width in profile(model).widths}
-    return Report(metrics, (None, *chosen), tuple(rows), macs)
+    if model is None:
+        return Report(metrics, (None,), tuple(rows))
+    costs = profile(model)
+    macs = {width.uf: width.macs_per_sample for width in costs.widths}
+    return Report(metrics, (None, *chosen), tuple(rows), macs, costs.router_macs_per_sample or 0.0)

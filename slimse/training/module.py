@@ -59,6 +59,10 @@ class SlimmableTraining(lightning.LightningModule):
                 raise ValueError(f"stage = {config.stage!r}: expected a model with a router")
             self.routing = RoutingLoss(model.router, config.beta, config.gamma)
 
+    def on_train_batch_start(self, batch: Pair, index: int) -> None:
+        """Number the log by the steps that were done: Lightning's count is one ahead after a checkpoint was loaded."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+
     def training_step(self, batch: Pair, index: int) -> Tensor:
         """Sum of the losses of this step."""
         noisy, clean = batch

@@ -1,0 +1,48 @@
+"""``slimse report``: what widths cost and give, as pictures on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from .. import checkpoint
+from ..demo import check_plotting
+from ..evaluation import find_pairs
+
+
+def report(
+    noisy: Annotated[Path, typer.Argument(metavar="NOISY_DIR", help="Folder of noisy files.")],
+    clean: Annotated[Path, typer.Argument(metavar="CLEAN_DIR", help="Folder of clean files of the same names.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to write; made if it is missing.")
+    ] = Path("slimse-report"),
+    weights: Annotated[str, typer.Option(help="Weights with a router: bundled, or a .safetensors file.")] = (
+        checkpoint.DEFAULT
+    ),
+    budget: Annotated[list[float] | None, typer.Option(help="Budget; repeatable. Default: 0.15 0.25 0.5 0.75.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score the first N pairs only.")] = None,
+) -> None:
+    """Write report.html and its pictures: quality over cost, static and routed, and what the router does."""
+    check_plotting()
+    from ..report import write_report
+
+    pairs = find_pairs(noisy, clean)[:limit]
+    model = checkpoint.load(weights)
+    name = weights if weights == checkpoint.DEFAULT else Path(weights).name
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scoring", total=len(pairs))
+        write_report(
+            model,
+            name,
+            pairs,
+            output,
+            budget or (0.15, 0.25, 0.5, 0.75),
+            jobs=jobs,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    typer.echo(f"wrote report.html, report.json and pictures into {output.absolute()}")

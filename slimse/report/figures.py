@@ -1,0 +1,176 @@
+"""The pictures of a report, drawn from scores and traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..demo import spectrogram
+from ..evaluation import METRICS, Dynamic, MeanScores, Report
+from ..evaluation.evaluate import label
+from .trace import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FRONTS = ("pesq", "si_sdr", "stoi", "p808")
+_STATIC, _DYNAMIC = "#4477aa", "#cc3311"
+_UFS = "viridis"
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    # The object interface: pyplot would keep the figure, and pick a backend that may need a screen.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figure.suptitle(title.replace("$", r"\$"), fontsize=12, fontweight="bold")
+    return figure
+
+
+def draw_front(report: Report, *, by_macs: bool) -> Figure:
+    """Quality over average UF or MACs per sample: the staircase of the static widths, and the budgets."""
+    names = [name for name in FRONTS if name in report.metrics] or list(report.metrics[:1])
+    means = [row for row in report.means() if row.uf is not None]
+    static = sorted((r for r in means if not isinstance(r.uf, Dynamic)), key=lambda row: _cost(row, by_macs))
+    dynamic = sorted((r for r in means if isinstance(r.uf, Dynamic)), key=lambda row: _cost(row, by_macs))
+    x_label = "MACs per sample, router included" if by_macs else "average UF"
+    figure = _figure(10, 3.6 * ((len(names) + 1) // 2) + 0.4, f"Quality over {x_label}")
+    for axis, name in zip(figure.subplots((len(names) + 1) // 2, 2, squeeze=False).flat, names, strict=False):
+        x, y = [_cost(row, by_macs) for row in static], [row.values[name] for row in static]
+        # Between two static widths, only the smaller one is to be had: a stair, not a slope.
+        axis.step(x, y, where="post", color=_STATIC, lw=1.2, alpha=0.7)
+        axis.plot(x, y, "s", color=_STATIC, ms=6, label="one width")
+        if dynamic:
+            x, y = [_cost(row, by_macs) for row in dynamic], [row.values[name] for row in dynamic]
+            axis.plot(x, y, "o-", color=_DYNAMIC, ms=6, lw=1, label="router")
+            for place, value, row in zip(x, y, dynamic, strict=True):
+                assert isinstance(row.uf, Dynamic)
+                axis.annotate(f"{row.uf.budget:g}", (place, value), (3, 5), textcoords="offset points", fontsize=8)
+        axis.set_ylabel(METRICS[name].title)
+        axis.set_xlabel(x_label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _cost(row: MeanScores, by_macs: bool) -> float:
+    cost = row.macs_per_sample if by_macs else row.average_uf
+    assert cost is not None
+    return cost
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's: the correlation of the ranks, equal values sharing their mean rank; NaN if either is constant."""
+
+    def ranks(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return float("nan")
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+
+
+def use_by_input(report: Report) -> dict[float, tuple[list[float], list[float]]]:
+    """Per budget, SI-SDR of the input and average UF of every file that has an SI-SDR."""
+    level = {row.file: row.scores.values["si_sdr"] for row in report.files if row.uf is None}
+    found: dict[float, tuple[list[float], list[float]]] = {}
+    for row in report.files:
+        if isinstance(row.uf, Dynamic) and np.isfinite(level[row.file]):
+            levels, used = found.setdefault(row.uf.budget, ([], []))
+            average, _ = report.cost(row.uf, report.shares([row]))
+            assert average is not None
+            levels.append(level[row.file])
+            used.append(average)
+    return found
+
+
+def draw_scatter(report: Report) -> Figure:
+    """Average UF of every file over the SI-SDR of its input, per budget, with the distributions at the margins."""
+    from matplotlib import colormaps
+
+    points = use_by_input(report)
+    figure = _figure(8, 6.5, "Width used over input SI-SDR, one point per file")
+    grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5))
+    axis = figure.add_subplot(grid[1, 0])
+    top, side = figure.add_subplot(grid[0, 0], sharex=axis), figure.add_subplot(grid[1, 1], sharey=axis)
+    levels = next(iter(points.values()))[0]
+    top.hist(levels, bins=20, color="0.6")
+    for index, (budget, (x, y)) in enumerate(sorted(points.items())):
+        colour = colormaps["plasma"](0.1 + 0.75 * index / max(len(points) - 1, 1))
+        rho = rank_correlation(x, y)
+        axis.plot(x, y, "o", ms=4, alpha=0.7, color=colour, label=f"budget {budget:g}: rank correlation {rho:.2f}")
+        axis.axhline(budget, color=colour, lw=0.6, ls=":")
+        side.hist(y, bins=[step / 40 for step in range(41)], orientation="horizontal", color=colour, alpha=0.6)
+    axis.set_xlabel("SI-SDR of the input [dB]")
+    axis.set_ylabel("average UF")
+    axis.set_ylim(0, 1.05)
+    axis.legend(fontsize=8)
+    for margin in (top, side):
+        margin.tick_params(labelbottom=margin is side, labelleft=margin is top, labelsize=8)
+    top.set_ylabel("files", fontsize=8)
+    side.set_xlabel("files", fontsize=8)
+    return figure
+
+
+def draw_shares(report: Report) -> Figure:
+    """Share of the frames at each UF, one bar per budget."""
+    from matplotlib import colormaps
+
+    rows = [row for row in report.means() if isinstance(row.uf, Dynamic)]
+    figure = _figure(8, 0.9 + 0.55 * len(rows) + 0.6, "Frames by UF")
+    axis = figure.subplots()
+    left = np.zeros(len(rows))
+    for index, uf in enumerate(report.macs):
+        share = np.array([row.shares[index] for row in rows])
+        colour = colormaps[_UFS](index / max(len(report.macs) - 1, 1))
+        bars = axis.barh(range(len(rows)), share, left=left, color=colour, label=f"UF {uf:g}")
+        texts = [f"{value:.0%}" if value >= 0.04 else "" for value in share]
+        axis.bar_label(bars, texts, label_type="center", fontsize=8, color="white" if index < 2 else "black")
+        left += share
+    axis.set_yticks(range(len(rows)), [f"{label(row.uf)}\naverage {row.average_uf:.2f}" for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share of frames")
+    figure.legend(loc="outside lower center", ncols=len(report.macs), fontsize=8)
+    return figure
+
+
+def draw_trace(trace: Trace, title: str) -> Figure:
+    """SNR improvement, spectrogram and UF of every frame, one below the other, the drop of the noise marked."""
+    figure = _figure(10, 6.5, title)
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 2, 1.2))
+    seconds = len(trace.noisy) / trace.sample_rate
+    axes[0].plot(trace.times, trace.improvement, color=_STATIC)
+    axes[0].set_ylabel("SNR gain [dB]")
+    level = spectrogram(trace.noisy, trace.sample_rate)
+    top = 5 * np.ceil(np.percentile(level, 99.9) / 5)
+    extent = (0.0, seconds, 0.0, trace.sample_rate / 2000)
+    axes[1].imshow(level, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - 60, vmax=top)
+    axes[1].set_ylabel("noisy: frequency [kHz]")
+    _draw_ufs(axes[2], trace)
+    for axis in (axes[0], axes[2]):
+        axis.axvspan(*trace.drop, color="0.85", zorder=0)
+        axis.grid(alpha=0.3)
+    for edge in trace.drop:
+        axes[1].axvline(edge, color="white", lw=1, ls="--")
+    axes[2].set_xlabel("time [s]")
+    axes[2].set_xlim(0, seconds)
+    return figure
+
+
+def _draw_ufs(axis: Axes, trace: Trace) -> None:
+    time = np.arange(len(trace.chosen)) * trace.hop / trace.sample_rate
+    axis.step(time, trace.chosen, where="post", color=_DYNAMIC, lw=0.8)
+    axis.set_yscale("log", base=2)
+    axis.set_yticks(trace.ufs, [f"{uf:g}" for uf in trace.ufs])
+    axis.set_ylabel(f"UF, budget {trace.budget:g}")
+    axis.set_title(
+        f"average UF {trace.average_uf(inside=True):.2f} while the noise is 10 dB softer, "
+        f"{trace.average_uf(inside=False):.2f} otherwise",
+        fontsize=9,
+        loc="right",
+    )
