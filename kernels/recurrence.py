@@ -105,7 +105,7 @@ def select_config(
     """
     half = dtype != torch.float32
     tile = max(triton.next_power_of_2(width.bound), 16)
-    # Tensor memory takes registers on its way in and out: the backward pass, which has more to hold, gets smaller tiles.
+    # Tensor memory takes registers on its way in and out; the backward pass has more to hold, so gets smaller tiles.
     small = backward and capability >= 100
     fits = 32 if not half else 64 if small else 128
     if width.rows is None and tile <= fits:
