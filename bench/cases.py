@@ -233,6 +233,10 @@ def _pointwise(setup: Setup) -> tuple[Calls, Work]:
     return _calls(setup, slim, plain, width), work
 
 
+def _mean_square(width: Width) -> float:
+    return float(width.double().square().mean()) if isinstance(width, Tensor) else float(width) ** 2  # type: ignore[arg-type]
+
+
 def _lstm(setup: Setup) -> tuple[Calls, Work]:
     """One layer of the bottleneck of the original denoiser with 48 channels."""
     units, count = 768, setup.frames()
@@ -245,7 +249,7 @@ def _lstm(setup: Setup) -> tuple[Calls, Work]:
         theirs = layer.extract(1.0 if k in (None, -1) else k / units)
         return lambda: theirs(x)[0] * mask if k is None else theirs(x)[0]
 
-    work = recurrence(setup.batch, count, units, mean, 4, units)
+    work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 4, units)
     return _calls(setup, lambda: layer.run(x, width, [(zeros, zeros)]), plain, width), work
 
 
@@ -269,7 +273,8 @@ def _gru(setup: Setup) -> tuple[Calls, Work]:
         return call
 
     slim = lambda: ops.slim_gru(x, *weights, width, state, precision=setup.precision)  # noqa: E731
-    return _calls(setup, slim, plain, width), recurrence(setup.batch, count, units, mean, 3, units, groups)
+    work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 3, units, groups)
+    return _calls(setup, slim, plain, width), work
 
 
 def _diagonal(setup: Setup) -> tuple[Calls, Work]:

@@ -292,14 +292,14 @@ class Cases:
         records = (groups, units, 3)
         weights = [self.empty(*records, units), self.empty(*records, units), self.empty(*records), self.empty(*records)]
         call = {"precision": self.precision}
-        for name, width in (*self.widths(time, units), ("1", units)):
+        for name, width in (*self.widths(time, units), ("1", units), ("0.5", units // 2)):
             given = (x, *weights, width, state)
             yield f"gru forward {name}", partial(slim_gru_forward, *given, **call)
             yield f"gru backward {name}", partial(slim_gru_backward, x, state, x, *given, **call)
         records = (channels, 4)
         weights = [self.empty(*records, channels), self.empty(*records, channels), self.empty(*records)]
         pair = (self.empty(batch, channels), self.empty(batch, channels))
-        for name, width in self.widths(time, channels):
+        for name, width in (*self.widths(time, channels), ("0.125", channels // 8)):
             given = (x, *weights, width, pair)
             narrow = x if isinstance(width, Tensor) else x[:, :, :width]
             yield f"lstm forward {name}", partial(slim_lstm_forward, *given, **call)
@@ -311,8 +311,8 @@ class Cases:
         yield "diagonal gru backward", partial(diagonal_gru_backward, out, state, out, *given)
 
 
-QUICK = {"sm_80": ("bf16",), "sm_90": tuple(DTYPES), "sm_100": ("fp16",), "gfx942": ("fp32",)}
-"""What `--quick` compiles: everything for one chip, one dtype for each of the others."""
+QUICK = {"sm_80": ("bf16",), "sm_90": ("fp32", "tf32", "bf16"), "sm_100": ("fp16",), "gfx942": ("fp16",)}
+"""What `--quick` compiles: most for one chip, one dtype for each of the others."""
 
 
 def rows(target: str, dtype: str, *, quick: bool, match: str = "") -> Iterator[dict[str, object]]:

@@ -81,9 +81,11 @@ def convolution(rows: int, inputs: float, outputs: float, weights: float) -> Wor
     return Work(rows * weights, inputs + outputs + weights)
 
 
-def recurrence(batch: int, time: int, inputs: int, k: float, gates: int, units: int, groups: int = 1) -> Work:
-    """Of ``groups`` layers of ``k`` active units each; the weights are read once and held."""
-    weights = groups * gates * k * (inputs + k)
+def recurrence(
+    batch: int, time: int, inputs: int, k: tuple[float, float], gates: int, units: int, groups: int = 1
+) -> Work:
+    """Of ``groups`` layers with ``k`` active units (mean, mean square) a step; the weights are read once and held."""
+    weights = groups * gates * (k[0] * inputs + k[1])
     return Work(batch * time * weights, batch * time * groups * (inputs + units) + weights)
 
 

@@ -68,7 +68,7 @@ def load_record_block(
     BLOCK_J: tl.constexpr,
 ):
     """Recurrent weights of a gate of units ``offs_u`` for the state of units ``offs_j``, zero beyond ``k_max``."""
-    rows = tl.minimum(offs_u, k_max - 1) * (GATES * H) + gate * H
+    rows = tl.minimum(offs_u, tl.maximum(k_max, 1) - 1) * (GATES * H) + gate * H
     ptrs = weight_ptr + rows[:, None] + offs_j[None, :]
     weight = tl.load(ptrs) if H % BLOCK_J == 0 else tl.load(ptrs, mask=(offs_j < H)[None, :], other=0.0)
     return tl.where((offs_j < k_max)[None, :], weight, 0.0)
@@ -91,20 +91,27 @@ class RecurrentConfig:
     num_warps: int
 
 
-def select_config(width: Prefix, dtype: torch.dtype, precision: str = "ieee") -> RecurrentConfig:
+def select_config(
+    width: Prefix, dtype: torch.dtype, precision: str = "ieee", *, backward: bool = False, capability: int = 80
+) -> RecurrentConfig:
     """Launch parameters that fit the registers; spills were looked for with ahead-of-time builds.
 
     Args:
         width: active units of every step.
         dtype: of the weights.
         precision: of float32 products.
+        backward: whether for the backward pass.
+        capability: see `launching.capability`.
     """
     half = dtype != torch.float32
     tile = max(triton.next_power_of_2(width.bound), 16)
-    if width.rows is None and tile <= (128 if half else 32):
+    # Tensor memory takes registers on its way in and out; the backward pass has more to hold, so gets smaller tiles.
+    small = backward and capability >= 100
+    fits = 32 if not half else 64 if small else 128
+    if width.rows is None and tile <= fits:
         return RecurrentConfig(True, tile, tile, 8 if tile == 128 else 4)
     if half:
-        return RecurrentConfig(False, min(tile, 64), min(tile, 64), 4)
+        return RecurrentConfig(False, min(tile, 32 if small else 64), min(tile, 64), 4)
     return RecurrentConfig(False, min(tile, 64 if precision == "tf32" else 32), min(tile, 32), 4)
 
 

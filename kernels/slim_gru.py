@@ -81,11 +81,10 @@ def _resident_kernel(
     group = tl.program_id(1)
     offs_u = tl.arange(0, BLOCK_U)
     active = (offs_u < width)[:, None] & mask_b[None, :]
-    known = (offs_u < width)[:, None] & (offs_u < width)[None, :]
-    records = weight_ptr + ((group * H + offs_u) * (3 * H))[:, None] + offs_u[None, :]
-    weight_r = tl.load(records, mask=known, other=0.0)
-    weight_z = tl.load(records + H, mask=known, other=0.0)
-    weight_n = tl.load(records + 2 * H, mask=known, other=0.0)
+    weights = weight_ptr + group * (3 * H * H)
+    weight_r = load_record_block(weights, 0, offs_u, offs_u, width, 3, H, BLOCK_U)
+    weight_z = load_record_block(weights, 1, offs_u, offs_u, width, 3, H, BLOCK_U)
+    weight_n = load_record_block(weights, 2, offs_u, offs_u, width, 3, H, BLOCK_U)
     states = state_ptr + ((group * n_batch + items) * H)[None, :] + offs_u[:, None]
     h = load_fp32(states, active)
     for t in range(0, n_time):
@@ -181,7 +180,7 @@ def slim_gru_forward(
         ValueError: for arguments that do not fit together.
     """
     prefix, state = check_gru(x, weight_ih, weight_hh, bias_ih, bias_hh, width, state, precision)
-    config = config or select_config(prefix, weight_hh.dtype, precision)
+    config = config or select_config(prefix, weight_hh.dtype, precision, capability=launching.capability(x.device))
     groups, units = weight_hh.shape[:2]
     batch, time = x.shape[:2]
     gates = project(x, weight_ih, bias_ih, prefix, precision=precision)

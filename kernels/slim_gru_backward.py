@@ -90,12 +90,11 @@ def _resident_backward_kernel(
     group = tl.program_id(1)
     offs_u = tl.arange(0, BLOCK_U)
     active = (offs_u < width)[:, None] & mask_b[None, :]
-    known = (offs_u < width)[:, None] & (offs_u < width)[None, :]
+    weights = weight_ptr + group * (3 * H * H)
     # Columns first: the gradient goes back from gates to states.
-    records = weight_ptr + ((group * H + offs_u) * (3 * H))[None, :] + offs_u[:, None]
-    weight_r = tl.load(records, mask=known, other=0.0)
-    weight_z = tl.load(records + H, mask=known, other=0.0)
-    weight_n = tl.load(records + 2 * H, mask=known, other=0.0)
+    weight_r = tl.trans(load_record_block(weights, 0, offs_u, offs_u, width, 3, H, BLOCK_U))
+    weight_z = tl.trans(load_record_block(weights, 1, offs_u, offs_u, width, 3, H, BLOCK_U))
+    weight_n = tl.trans(load_record_block(weights, 2, offs_u, offs_u, width, 3, H, BLOCK_U))
     states = state_ptr + ((group * n_batch + items) * H)[None, :] + offs_u[:, None]
     grad_h = load_fp32(states, active)
     for back in range(0, n_time):
@@ -115,9 +114,11 @@ def _resident_backward_kernel(
             M,
             H,
         )
-        grad_h = tl.dot(weight_r, grad_r.to(weight_r.dtype), grad_h, input_precision=PRECISION)
-        grad_h = tl.dot(weight_z, grad_z.to(weight_r.dtype), grad_h, input_precision=PRECISION)
-        grad_h = tl.dot(weight_n, grad_past.to(weight_r.dtype), grad_h, input_precision=PRECISION)
+        # A sum of its own: Triton 3.9 fails for sm_100 on an accumulator that the loop carries through other code.
+        acc = tl.dot(weight_r, grad_r.to(weight_r.dtype), input_precision=PRECISION)
+        acc = tl.dot(weight_z, grad_z.to(weight_r.dtype), acc, input_precision=PRECISION)
+        acc = tl.dot(weight_n, grad_past.to(weight_r.dtype), acc, input_precision=PRECISION)
+        grad_h += acc
     tl.store(states + M * n_batch.to(tl.int64) * H, grad_h, mask=active)
 
 
@@ -226,7 +227,9 @@ def slim_gru_backward(
         ValueError: for arguments that do not fit together.
     """
     prefix, state = check_gru(x, weight_ih, weight_hh, bias_ih, bias_hh, width, state, precision)
-    config = config or select_config(prefix, weight_hh.dtype, precision)
+    config = config or select_config(
+        prefix, weight_hh.dtype, precision, backward=True, capability=launching.capability(x.device)
+    )
     groups, units = weight_hh.shape[:2]
     batch, time = x.shape[:2]
     grad, out = grad.contiguous(), out.contiguous()

@@ -78,12 +78,10 @@ def _resident_kernel(
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     offs_u = tl.arange(0, BLOCK_U)
     active = (offs_u < width)[:, None] & mask_b[None, :]
-    known = (offs_u < width)[:, None] & (offs_u < width)[None, :]
-    records = weight_ptr + (offs_u * (4 * H))[:, None] + offs_u[None, :]
-    weight_i = tl.load(records, mask=known, other=0.0)
-    weight_f = tl.load(records + H, mask=known, other=0.0)
-    weight_g = tl.load(records + 2 * H, mask=known, other=0.0)
-    weight_o = tl.load(records + 3 * H, mask=known, other=0.0)
+    weight_i = load_record_block(weight_ptr, 0, offs_u, offs_u, width, 4, H, BLOCK_U)
+    weight_f = load_record_block(weight_ptr, 1, offs_u, offs_u, width, 4, H, BLOCK_U)
+    weight_g = load_record_block(weight_ptr, 2, offs_u, offs_u, width, 4, H, BLOCK_U)
+    weight_o = load_record_block(weight_ptr, 3, offs_u, offs_u, width, 4, H, BLOCK_U)
     units = (items * H)[None, :] + offs_u[:, None]
     h = load_fp32(state_ptr + units, active)
     c = load_fp32(cell_ptr + units, active)
@@ -183,7 +181,7 @@ def slim_lstm_forward(
         ValueError: for arguments that do not fit together.
     """
     prefix, (h, c) = check_lstm(x, weight_ih, weight_hh, bias, width, state, precision)
-    config = config or select_config(prefix, weight_hh.dtype, precision)
+    config = config or select_config(prefix, weight_hh.dtype, precision, capability=launching.capability(x.device))
     batch, time, units = x.shape[0], x.shape[1], weight_hh.shape[0]
     gates = project(x, weight_ih.unsqueeze(0), bias, prefix, precision=precision)
     out = gates.new_empty(batch, time, units)

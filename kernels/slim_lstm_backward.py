@@ -114,13 +114,11 @@ def _resident_backward_kernel(
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     offs_u = tl.arange(0, BLOCK_U)
     active = (offs_u < width)[:, None] & mask_b[None, :]
-    known = (offs_u < width)[:, None] & (offs_u < width)[None, :]
     # Columns first: the gradient goes back from gates to states.
-    records = weight_ptr + (offs_u * (4 * H))[None, :] + offs_u[:, None]
-    weight_i = tl.load(records, mask=known, other=0.0)
-    weight_f = tl.load(records + H, mask=known, other=0.0)
-    weight_g = tl.load(records + 2 * H, mask=known, other=0.0)
-    weight_o = tl.load(records + 3 * H, mask=known, other=0.0)
+    weight_i = tl.trans(load_record_block(weight_ptr, 0, offs_u, offs_u, width, 4, H, BLOCK_U))
+    weight_f = tl.trans(load_record_block(weight_ptr, 1, offs_u, offs_u, width, 4, H, BLOCK_U))
+    weight_g = tl.trans(load_record_block(weight_ptr, 2, offs_u, offs_u, width, 4, H, BLOCK_U))
+    weight_o = tl.trans(load_record_block(weight_ptr, 3, offs_u, offs_u, width, 4, H, BLOCK_U))
     units = (items * H)[None, :] + offs_u[:, None]
     grad_h = load_fp32(state_ptr + units, active)
     grad_c = load_fp32(cell_ptr + units, active)
@@ -129,10 +127,12 @@ def _resident_backward_kernel(
         grad_i, grad_f, grad_g, grad_o, grad_h, grad_c = _downdate(
             grad_h, grad_c, grad_ptr, gates_ptr, before_ptr, grad_gates_ptr, step, offs_u, active, H
         )
-        grad_h = tl.dot(weight_i, grad_i.to(weight_i.dtype), grad_h, input_precision=PRECISION)
-        grad_h = tl.dot(weight_f, grad_f.to(weight_i.dtype), grad_h, input_precision=PRECISION)
-        grad_h = tl.dot(weight_g, grad_g.to(weight_i.dtype), grad_h, input_precision=PRECISION)
-        grad_h = tl.dot(weight_o, grad_o.to(weight_i.dtype), grad_h, input_precision=PRECISION)
+        # A sum of its own: see the GRU.
+        acc = tl.dot(weight_i, grad_i.to(weight_i.dtype), input_precision=PRECISION)
+        acc = tl.dot(weight_f, grad_f.to(weight_i.dtype), acc, input_precision=PRECISION)
+        acc = tl.dot(weight_g, grad_g.to(weight_i.dtype), acc, input_precision=PRECISION)
+        acc = tl.dot(weight_o, grad_o.to(weight_i.dtype), acc, input_precision=PRECISION)
+        grad_h += acc
     tl.store(state_ptr + n_batch.to(tl.int64) * H + units, grad_h, mask=active)
     tl.store(cell_ptr + units, grad_c, mask=active)
 
@@ -228,7 +228,9 @@ def slim_lstm_backward(
         ValueError: for arguments that do not fit together.
     """
     prefix, (h, c) = check_lstm(x, weight_ih, weight_hh, bias, width, state, precision)
-    config = config or select_config(prefix, weight_hh.dtype, precision)
+    config = config or select_config(
+        prefix, weight_hh.dtype, precision, backward=True, capability=launching.capability(x.device)
+    )
     batch, time, units = x.shape[0], x.shape[1], weight_hh.shape[0]
     grad, out = (launching.output_grad(t, None, (batch, time), prefix, units) for t in (grad, out))
     grad_h, grad_c = (

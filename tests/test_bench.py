@@ -29,6 +29,15 @@ def test_macs_of_the_blocks_are_those_of_the_profile():
                 assert work.macs == pytest.approx(expected, rel=0.005)
 
 
+def test_recurrent_work_is_quadratic_in_the_width():
+    """Of the grouped GRU of the paper at full width as in the profile: 1,536 per sample."""
+    frames, groups, units = 1000, 4, 128
+    work = roofline.recurrence(1, frames, units, (units, units**2), 3, units, groups)
+    assert work.macs / (256 * frames) == 1536
+    half = roofline.recurrence(1, frames, units, (units / 2, units**2 / 4), 3, units, groups)
+    assert half.macs / work.macs == (1 / 2 + 1 / 4) / 2
+
+
 def test_a_roofline_is_the_slower_of_memory_and_arithmetic():
     ceilings = roofline.Ceilings(100.0, {"fp32": 10.0, "bf16": 1000.0})
     work = roofline.Work(macs=50, elements=50)

@@ -54,21 +54,16 @@ def check_backend(backend: str, precision: str) -> None:
         raise ValueError("backend = 'triton': Triton is not installed; expected 'auto' or 'torch'")
 
 
-def _choose(name: str, backend: str, precision: str, x: Tensor, soft: bool) -> str:
+def _choose(backend: str, precision: str, x: Tensor, soft: bool) -> str:
     """The backend that runs a call: ``"torch"`` or ``"triton"``."""
     check_backend(backend, precision)
     if backend == "torch" or (backend == "auto" and not (x.is_cuda and _HAS_TRITON)):
         return "torch"
-    if name not in launchers.KERNELS:
-        obstacle = f"{name} has no kernel"
-    elif x.dtype not in launchers.DTYPES:
-        obstacle = f"kernels take one of {launchers.DTYPES}, not {x.dtype}"
-    elif soft:
-        obstacle = "kernels take no soft widths"
-    else:
+    if x.dtype in launchers.DTYPES and not soft:
         return "triton"
     if backend == "triton":
-        raise ValueError(f"backend = 'triton': {obstacle}; expected 'auto' or 'torch'")
+        found = "a soft width" if soft else f"{x.dtype}"
+        raise ValueError(f"backend = 'triton' with {found}: expected no soft width, and one of {launchers.DTYPES}")
     return "torch"
 
 
@@ -106,7 +101,7 @@ def register(
             if len(args) > len(names) or values.keys() != op.kinds.keys():
                 raise TypeError(f"{name} takes {names}, got {len(args)} positional arguments and {sorted(kwargs)}")
             soft = any(isinstance(value, SoftWidth) for value in values.values())
-            chosen = _choose(name, backend, precision, x, soft)
+            chosen = _choose(backend, precision, x, soft)
             direct = soft or (chosen == "torch" and not torch.compiler.is_compiling())
             if ambient and not (direct and autocast):
                 dtype = torch.get_autocast_dtype(device) if autocast else op.weight(values).dtype

@@ -1,6 +1,7 @@
 """Kernels run on a GPU where there is one, else in Triton's interpreter, chosen before they are imported."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -36,6 +37,24 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(self, widen(a), widen(b), *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, ...]]:
+    """Counts the matrix products that every program (by its place in the grid) does from now on."""
+    if torch.cuda.is_available():
+        pytest.skip("only the interpreter can count products")
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    counts: Counter[tuple[int, ...]] = Counter()
+    original = InterpreterBuilder.create_dot
+
+    def create_dot(self: InterpreterBuilder, *args: object) -> object:
+        counts[tuple(self.grid_idx)] += 1
+        return original(self, *args)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    return counts
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,34 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 
 
+LENGTHS = """
+import json
+from resources import DTYPES, TARGETS, Cases, compiling
+
+found = {}
+for batch, frames in ((3, 151), (3, 160), (5, 256), (16, 257)):
+    cases = Cases(*DTYPES["bf16"], batch, frames, quick=True)
+    narrow = Cases(*DTYPES["bf16"], batch, frames, quick=False)
+    for name, call in (*cases, *(case for case in (*narrow.encoder(3), *narrow.decoder(3)) if "forward" in case[0])):
+        with compiling(TARGETS["sm_90"]) as compiled:
+            call()
+        found.setdefault(name, []).append(sorted(result.hash for _, result in compiled))
+print(json.dumps(found))
+"""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where kernels are compiled, not interpreted."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, cwd=ROOT / "bench", capture_output=True, text=True, check=False
+    )
+
+
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     """What `bench/resources.py --quick` compiled."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, str(ROOT / "bench" / "resources.py"), "--quick", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run("resources.py", "--quick", "--json")
     assert done.returncode in (0, 1), done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -44,3 +66,16 @@ def test_half_precision_and_tf32_use_the_instructions_of_their_chip(rows):
         kinds = {row["instruction"] for row in rows if row["target"] == target and row["dtype"] != "fp32"} - {"none"}
         assert all(kind.startswith(names) for kind in kinds), kinds
         assert any(kind.startswith(names[0]) for kind in kinds), kinds
+
+
+def test_another_length_or_batch_compiles_nothing_new(rows):
+    done = run("-c", LENGTHS)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) > 20
+    for name, variants in found.items():
+        assert variants[0], name
+        assert all(variant == variants[0] for variant in variants), name
+    for block in ("encoder", "decoder"):
+        # Nor does another width, where a block is one launch.
+        assert len({found[f"{block} 3 forward {uf}"][0][0] for uf in ("1", "0.5", "0.25", "0.125")}) == 1

@@ -16,7 +16,7 @@ from slimse.kernels.decoder_block import (
 )
 from slimse.kernels.launching import BlockConfig
 
-from slimse.ops import decoder_block
+from slimse.ops.blocks import decoder_block
 
 FUSED = BlockConfig(True, 16, 16, 16, 16, 4, 2)
 SPLIT = BlockConfig(False, 16, 16, 16, 16, 4, 2)

@@ -15,7 +15,7 @@ from slimse.kernels.encoder_block import (
 )
 from slimse.kernels.launching import BlockConfig, by_width
 
-from slimse.ops import encoder_block
+from slimse.ops.blocks import encoder_block
 
 FUSED = BlockConfig(True, 16, 16, 16, 16, 4, 2)
 SPLIT = BlockConfig(False, 16, 16, 16, 16, 4, 2)

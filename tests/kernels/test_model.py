@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("triton")
 
-from slimse import SlimDemucs, SlimDemucsConfig, Streamer
+from slimse import SlimDemucs, SlimDemucsConfig, Streamer, at, slimmify
 
 LSTM = SlimDemucsConfig(hidden=4, depth=3, resample=2, rnn="lstm", rnn_layers=2)
 
@@ -66,3 +67,38 @@ def test_compiled_in_one_graph(models, device, distance):
 def test_unknown_choices_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SlimDemucs("small", **options)
+
+
+class Layers(nn.Module):
+    """Every layer that stands in for one of `torch.nn`."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 12, 5, 3, padding=2)
+        self.mix = nn.Conv1d(12, 6, 3, dilation=2)
+        self.gru = nn.GRU(6, 8, bidirectional=True, batch_first=True)
+        self.lstm = nn.LSTM(16, 8, 2, batch_first=True)
+        self.back = nn.Linear(8, 6)
+        self.up = nn.ConvTranspose1d(6, 1, 5, 3, padding=1, output_padding=1)
+
+    def forward(self, x):
+        """Convolutions, recurrences, and back to the rate of the input."""
+        h = self.mix(torch.relu(self.conv(x)))
+        return self.up(self.back(self.lstm(self.gru(h.mT)[0])[0]).mT)
+
+
+def test_slimmified_networks_on_kernels(device, distance):
+    cuts = {"conv": "output", "mix": "input", "gru": "units", "lstm": "units", "back": "input"}
+    networks = [slimmify(Layers(), cuts, backend=backend).to(device) for backend in ("triton", "torch")]
+    networks[1].load_state_dict(networks[0].state_dict())
+    x = torch.randn(2, 1, 40, device=device)
+    for uf in (0.25, 1.0):
+        results = []
+        for network in networks:
+            network.zero_grad()
+            with at(uf):
+                out = network(x)
+            out.square().sum().backward()
+            results.append([out.detach(), *(parameter.grad for parameter in network.parameters())])
+        for ours, theirs in zip(*results, strict=True):
+            assert distance(ours, theirs) < 1e-4

@@ -10,7 +10,7 @@ from slimse.kernels.recurrence import RecurrentConfig
 from slimse.kernels.slim_lstm import slim_lstm_forward
 from slimse.kernels.slim_lstm_backward import slim_lstm_backward
 
-from slimse.ops import slim_lstm
+from slimse.ops.recurrent import slim_lstm
 
 RESIDENT, STREAMED = RecurrentConfig(True, 32, 32, 4), RecurrentConfig(False, 16, 16, 4)
 NAMES = ("x", "weight_ih", "weight_hh", "bias", "h", "c")
