@@ -2,6 +2,7 @@
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 import types
@@ -56,7 +57,6 @@ wrapped(*(x[rank::2] for x in whole_batch())).backward()
 if rank == 0:
     gradients = {name: p.grad for name, p in module.model.named_parameters()}
     torch.save((gradients, module.routing.state_dict()), sys.argv[1] + "/gradients.pt")
-dist.destroy_process_group()
 train(CONFIG.override(steps=2), Path(sys.argv[2]), Path(sys.argv[1]) / "run", None, small(), False, devices=2)
 """
 
@@ -133,13 +133,13 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(voicebank, tmp_
 def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(voicebank, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*command, str(script), str(tmp_path), str(voicebank), str(Path(__file__).parent)],
-        check=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", port, str(script), str(tmp_path), str(voicebank)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run([*command, str(Path(__file__).parent)], check=True, timeout=300, env=environment)
     gradients, routing = torch.load(tmp_path / "gradients.pt")
     module = step_module()
     module(*whole_batch()).backward()

@@ -1,10 +1,11 @@
 """Networks."""
 
 from .config import PRESETS, RouterConfig, SlimDemucsConfig
-from .demucs import DemucsState, SlimDemucs
+from .demucs import SlimDemucs
 from .denoiser import load_denoiser
 from .plain import PlainDemucs
 from .router import Router, RouterState
+from .state import DemucsState
 
 __all__ = [
     "PRESETS",

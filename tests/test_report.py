@@ -1,0 +1,105 @@
+"""The report's page and pictures, and what is measured for them."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+import slimse
+from slimse import PRESETS, SlimDemucs
+from slimse.cli import app
+from slimse.evaluation import find_pairs
+from slimse.models import RouterConfig
+
+pytest.importorskip("matplotlib", reason="reports need the extra slimse[train]")
+pytest.importorskip("pystoi", reason="reports need the extra slimse[train]")
+
+from slimse.report import page, trace_drop, write_report
+from slimse.report.figures import rank_correlation, use_by_input
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The louder the sound, the wider."""
+    torch.manual_seed(0)
+    router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
+    model = SlimDemucs(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
+    ours = model.router
+    for parameter in (ours.input.weight, ours.output.weight, ours.bias_ih):
+        parameter.zero_()
+    # The new gate of every unit hears all bands; half of what it says is kept per frame.
+    ours.input.weight[16:] = 1.0
+    ours.bias_ih[:, 16:] = -6.0
+    ours.bias_logit.copy_(torch.tensor([1.0, 0.5, 0.0, -0.5]))
+    ours.output.weight.copy_(torch.tensor([-1.0, 0.0, 1.0, 2.0])[:, None].expand(4, 8))
+    return model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    time = np.arange(int(4.2 * 16_000)) / 16_000
+    clean = 0.1 * np.sin(2 * np.pi * 150 * time) * (np.sin(2 * np.pi * 2 * time) > 0)
+    for name, level in (("a", 0.01), ("b", 0.05), ("c", 0.2)):
+        for kind, audio in (("noisy", clean + level * rng.standard_normal(len(clean))), ("clean", clean)):
+            (root / kind).mkdir(exist_ok=True)
+            soundfile.write(root / kind / f"{name}.wav", audio.clip(-1, 1), 16_000)
+    return root
+
+
+def test_a_softer_noise_is_followed(model, folders):
+    noisy, clean = (soundfile.read(folders / kind / "c.wav", dtype="float32")[0] for kind in ("noisy", "clean"))
+    trace = trace_drop(model, noisy, clean, 0.5)
+    assert trace.drop == pytest.approx((1.6, 2.6))
+    error = np.square(trace.noisy - clean)
+    inside, outside = error[27_000:40_000].mean(), error[:24_000].mean()
+    assert 10 * np.log10(outside / inside) == pytest.approx(10, abs=0.5)
+    assert len(trace.chosen) == model.frames(len(noisy))
+    assert trace.average_uf(inside=True) < trace.average_uf(inside=False)
+    assert np.isfinite(trace.improvement).any()
+    with pytest.raises(ValueError, match=r"lasts 1\.00 s"):
+        trace_drop(model, noisy[:16_000], clean[:16_000], 0.5)
+
+
+def test_the_page_holds_table_and_pictures(model, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "METRIC_NAMES", ("si_sdr", "stoi"))
+    pairs = find_pairs(folders / "noisy", folders / "clean")
+    report = write_report(model, "small <1>", pairs, tmp_path, (0.3, 0.6), jobs=1)
+    html = (tmp_path / "report.html").read_text()
+    assert "small &lt;1&gt;" in html
+    assert not re.search(r"(src|href)=.(?!data:)", html)
+    pictures = re.findall(r"base64,([^\"]+)", html)
+    names = ("front_uf", "front_macs", "shares", "scatter", "trace")
+    for name, picture in zip(names, pictures, strict=True):
+        png = (tmp_path / f"{name}.png").read_bytes()
+        assert base64.b64decode(picture) == png
+        assert png.startswith(b"\x89PNG")
+    means = {row["budget"] or row["uf"]: row for row in json.loads((tmp_path / "report.json").read_text())["means"]}
+    assert f"{means[0.3]['macs_per_sample']:,.0f}" in html
+    assert f"{means[1.0]['si_sdr']:.1f}" in html
+    levels, used = use_by_input(report)[0.3]
+    assert len(levels) == 3
+    # The files differ in level alone, and the model is one that goes by it.
+    assert rank_correlation(levels, used) == pytest.approx(-1)
+
+
+def test_rank_correlation_shares_ranks():
+    assert rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 2, 3], [3, 1, 1, 0]) == pytest.approx(-1)
+    assert np.isnan(rank_correlation([1, 2], [5, 5]))
+
+
+def test_the_command_says_what_is_missing(folders, tmp_path):
+    slimse.save(SlimDemucs("small"), tmp_path / "none.safetensors")
+    arguments = ["report", str(folders / "noisy"), str(folders / "clean"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--weights", str(tmp_path / "none.safetensors"), "--jobs", "1"])
+    assert result.exit_code == 2
+    assert "no router" in result.output
+    assert not (tmp_path / "out").exists()
