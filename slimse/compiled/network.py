@@ -217,28 +217,12 @@ class CompiledStreams:
     def load(self, state: DemucsState, pending: Tensor) -> None:
         """Go on from the state of as many streams."""
         for index, stream in enumerate(self._streams):
-            one: dict[str, Any] = {
-                name: tuple(part.narrow(_axis(name, part), index, 1) for part in getattr(state, name))
-                for name in _GROUPS
-            }
-            stream.load(state._replace(**one), pending[index].numpy())
+            stream.load(state.stream(index), pending[index].numpy())
 
     def save(self) -> tuple[DemucsState, Tensor]:
         """The state, and ``[streams, n]`` samples that do not fill a frame yet."""
         states, pending = zip(*(stream.save() for stream in self._streams), strict=True)
-        joined: dict[str, Any] = {}
-        for name in _GROUPS:
-            parts = zip(*(getattr(state, name) for state in states), strict=True)
-            joined[name] = tuple(torch.cat(part, _axis(name, part[0])) for part in parts)
-        return states[0]._replace(**joined), torch.from_numpy(np.stack(pending))
-
-
-_GROUPS = [name for name in DemucsState._fields if name != "samples"]
-
-
-def _axis(name: str, part: Tensor) -> int:
-    """Where the streams are: the grouped GRU has its groups first."""
-    return 1 if name == "rnn" and part.ndim == 3 else 0
+        return DemucsState.stack(states), torch.from_numpy(np.stack(pending))
 
 
 def _stack(outputs: list[Floats]) -> Tensor:
