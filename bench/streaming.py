@@ -209,7 +209,8 @@ def measure(model: SlimDemucs, args: argparse.Namespace) -> dict:
         shares = dict(zip(ufs, MIXTURE, strict=True))
         expected = sum(share * offline[f"compiled {uf:g}"] for uf, share in shares.items())
         result["offline"] = offline | {"mixture over shares": offline["mixture 0"] / expected}
-    result["two processes"] = processes(2, 3000) / processes(1, 3000)
+    if args.processes:
+        result["two processes"] = processes(2, args.processes) / processes(1, args.processes)
     if args.hour:
         call, count = cases["compiled", 1.0], round(3600 / period)
         times = np.array(interleaved([call], 1, count)[0])
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns of all cases, of 20 frames each")
     parser.add_argument("--paced", type=int, default=60, help="paced frames of each case")
     parser.add_argument("--offline", type=float, default=10.0, help="seconds of a whole signal, 0 for none")
+    parser.add_argument("--processes", type=int, default=3000, help="frames of each of two processes, 0 for none")
     parser.add_argument("--hour", action="store_true", help="time the frames of an hour of sound")
     parser.add_argument("--no-onnx", action="store_true", help="leave ONNX Runtime out")
     parser.add_argument("--inductor", action="store_true", help="add torch.compile")

@@ -243,7 +243,10 @@ def enhance(model: SlimDemucs, noisy: Tensor, uf: UF, input_std: Tensor | None) 
     weights = pack(model)
     # Fresh memory would cost more than a short signal. Several threads may be here, each with its own.
     idle: list[Buffers] = _idle.setdefault(weights, [])
-    buffers = idle.pop() if idle else Buffers.new(Places(model, weights, FRAMES))
+    try:
+        buffers = idle.pop()
+    except IndexError:
+        buffers = Buffers.new(Places(model, weights, FRAMES))
     stream, outputs = CompiledStream(model, weights, buffers), []
     for index in range(batch):
         state = model.initial_state(1, None if input_std is None else input_std[index : index + 1])
