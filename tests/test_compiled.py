@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -90,6 +91,30 @@ def test_whole_signals_at_any_widths_equal_torch(name, relative_error):
 
 def test_gradients_take_the_torch_path():
     assert SlimDemucs("small").eval()(torch.randn(1, 1, 300)).requires_grad
+
+
+@torch.no_grad()
+def test_threads_do_not_disturb_each_other():
+    """They run at once, as the compiled code gives up Python's lock."""
+    model = random_model(CONFIGS["paper"])
+    signals = [torch.randn(1, 1, 20_000) for _ in range(4)]
+    expected = [model(noisy, 0.25) for noisy in signals]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            actual = list(pool.map(torch.no_grad()(lambda noisy: model(noisy, 0.25)), signals))
+            assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def test_where_no_cache_can_be_kept_it_still_compiles(monkeypatch):
+    from slimse.compiled import kernels
+
+    def without_folder(*, nogil, cache=False):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: ("compiled", function)
+
+    monkeypatch.setattr(kernels, "njit", without_folder)
+    assert kernels._jit(len) == ("compiled", len)
 
 
 def test_several_streams_and_given_levels(relative_error):

@@ -237,28 +237,12 @@ class CompiledStreams:
     def load(self, state: DemucsState, pending: Tensor) -> None:
         """Go on from the state of as many streams."""
         for index, stream in enumerate(self._streams):
-            one: dict[str, Any] = {
-                name: tuple(part.narrow(_axis(name, part), index, 1) for part in getattr(state, name))
-                for name in _GROUPS
-            }
-            stream.load(state._replace(**one), pending[index].numpy())
+            stream.load(state.stream(index), pending[index].numpy())
 
     def save(self) -> tuple[DemucsState, Tensor]:
         """The state, and ``[streams, n]`` samples that do not fill a frame yet."""
         states, pending = zip(*(stream.save() for stream in self._streams), strict=True)
-        joined: dict[str, Any] = {}
-        for name in _GROUPS:
-            parts = zip(*(getattr(state, name) for state in states), strict=True)
-            joined[name] = tuple(torch.cat(part, _axis(name, part[0])) for part in parts)
-        return states[0]._replace(**joined), torch.from_numpy(np.stack(pending))
-
-
-_GROUPS = [name for name in DemucsState._fields if name not in ("router", "samples")]
-
-
-def _axis(name: str, part: Tensor) -> int:
-    """Where the streams are: the grouped GRU has its groups first."""
-    return 1 if name == "rnn" and part.ndim == 3 else 0
+        return DemucsState.stack(states), torch.from_numpy(np.stack(pending))
 
 
 def _stack(outputs: list[Floats]) -> Tensor:
@@ -279,7 +263,10 @@ def enhance(model: SlimDemucs, noisy: Tensor, uf: UF, input_std: Tensor | None) 
     weights = pack(model)
     # Fresh memory would cost more than a short signal. Several threads may be here, each with its own.
     idle: list[Buffers] = _idle.setdefault(weights, [])
-    buffers = idle.pop() if idle else Buffers.new(Places(model, weights, FRAMES))
+    try:
+        buffers = idle.pop()
+    except IndexError:
+        buffers = Buffers.new(Places(model, weights, FRAMES))
     stream, outputs = CompiledStream(model, weights, buffers), []
     for index in range(batch):
         state = model.initial_state(1, None if input_std is None else input_std[index : index + 1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .router import RouterState
@@ -35,3 +37,30 @@ class DemucsState(NamedTuple):
     """Of a model with a router, which hears the frames that it decides and no others."""
     samples: int
     """Input samples per stream so far, 0 in a fresh state."""
+
+    def stream(self, index: int) -> DemucsState:
+        """One of the streams, as views."""
+        return self._map(lambda axis, part: part.narrow(axis, index, 1))
+
+    def put(self, index: int, one: DemucsState) -> None:
+        """Overwrite one of the streams, in place. Both states have seen their first frame."""
+        for mine, theirs in zip(self.stream(index)[:-1], one[:-1], strict=True):
+            for old, new in zip(mine, theirs, strict=True):
+                old.copy_(new)
+
+    @staticmethod
+    def stack(states: Sequence[DemucsState]) -> DemucsState:
+        """Streams that have seen as many samples side by side."""
+        parts = ([part for group in state[:-1] for part in group] for state in states)
+        rest = iter(list(zip(*parts, strict=True)))
+        return states[0]._map(lambda axis, _: torch.cat(next(rest), axis))
+
+    def _map(self, change: Callable[[int, Tensor], Tensor]) -> DemucsState:
+        """Apply ``change(axis of the streams, tensor)``; the grouped GRU has its groups first."""
+        groups: dict[str, Any] = {
+            name: tuple(change(int(name == "rnn" and part.ndim == 3), part) for part in getattr(self, name))
+            for name in self._fields
+            if name not in ("router", "samples")
+        }
+        router = RouterState(*(change(0, part) for part in self.router)) if self.router else ()
+        return self._replace(router=router, **groups)

@@ -1,0 +1,70 @@
+"""`slimse bench` and `slimse doctor`: what they print; the times themselves are not judged."""
+
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from slimse import SlimDemucs
+from slimse.benchmark import benchmark, interleaved, random_ufs
+from slimse.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+
+def test_bench_reports_every_backend_at_every_width():
+    result = json.loads(run("bench", "small", "--rounds", "1", "--json").stdout)
+    cases = [(timing["backend"], timing["uf"]) for timing in result["timings"]]
+    backends = list(result["random"])
+    assert cases == [(backend, uf) for backend in backends for uf in (0.125, 0.25, 0.5, 1.0)]
+    assert set(backends) == {"torch", "numba", "numba, float16 weights"} - set(result["missing"])
+    for timing in result["timings"]:
+        assert timing["load"] == pytest.approx(timing["frame_ms"] / 2)  # a frame is 2 ms
+        assert timing["streams_per_core"] == int(2 / timing["frame_ms"])
+    widest = [timing for timing in result["timings"] if timing["uf"] == 1.0]
+    assert all(timing["saving"] == timing["mac_saving"] == 1 for timing in widest)
+
+
+def test_bench_as_table_with_a_sentence():
+    result = benchmark(SlimDemucs("small").eval(), rounds=1, frames=2, seconds=0.1)
+    assert "% of one core at UF 1" in result.sentence()
+    table = run("bench", "small", "--rounds", "1")
+    assert table.exit_code == 0
+    assert all(text in table.stdout for text in ("ms per frame", "random", "x real time", "% of one core at UF 1"))
+    refused = run("bench", "dns48-bidirectional")
+    assert refused.exit_code == 2
+    assert "bidirectional" in refused.stderr
+
+
+def test_calls_take_turns():
+    order = []
+    times = interleaved([lambda: order.append("a"), lambda: order.append("b")], rounds=2, repeats=2)
+    assert "".join(order) == "ab" + "aabb" * 2
+    assert [len(spent) for spent in times] == [4, 4]
+
+
+def test_random_widths_repeat():
+    model = SlimDemucs("small")
+    drawn = random_ufs(model, 200)
+    assert drawn == random_ufs(model, 200)
+    assert set(drawn) == set(model.config.ufs)
+
+
+def test_doctor_says_what_can_run_and_why_not():
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["backend"]["torch"] == "available"
+    assert report["processor"]["cores"] >= 1
+    assert report["compiled path"]["state"].startswith("ready") or "numba" in report["compiled path"]["state"]
+    table = run("doctor")
+    assert table.exit_code == 0
+    assert "backend: numba" in table.stdout
+
+
+def test_doctor_without_numba(monkeypatch):
+    # The package's name `doctor` is the command; the module is behind it.
+    monkeypatch.setattr(sys.modules["slimse.cli.doctor"], "numba_missing", lambda: "numba cannot be imported (gone)")
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["backend"]["numba"] == report["compiled path"]["state"] == "numba cannot be imported (gone)"
