@@ -3,7 +3,8 @@
 Implementations of a case, each a call without arguments:
 
 - ``slimse``: the op, on the backend that ``"auto"`` means on the device.
-- ``sliced``: torch's layers on sliced weights. ``compiled``: `torch.compile` of that. Both only at one width per call.
+- ``sliced``: torch's layers on sliced weights. ``compiled``: `torch.compile` of that, which leaves recurrent layers as
+  they are. Both only at one width per call.
 - ``full``: torch's layers (cuDNN's on a GPU) at full width.
 - ``masked``: the same with inactive channels multiplied by zero, which is how widths are mixed elsewhere.
 """
@@ -95,14 +96,25 @@ class Case:
 
 
 def _calls(
-    setup: Setup, slim: Callable[[], Any], plain: Callable[[int | None], Callable[[], Any]], width: Width
+    slim: Callable[[], Any],
+    plain: Callable[[int | None], Callable[[], Any]],
+    width: Width,
+    compile: bool = True,
 ) -> Calls:
-    """All implementations; ``plain`` gives torch's layers at a width, or masked for None."""
+    """All implementations; ``plain`` gives torch's layers at a width, at full width for -1, or masked for None."""
     calls = {"slimse": slim, "full": plain(-1), "masked": plain(None)}
     if isinstance(width, int):
         sliced = plain(width)
-        calls |= {"sliced": sliced, "compiled": torch.compile(sliced)}
+        calls["sliced"] = sliced
+        if compile:
+            calls["compiled"] = _compiled(sliced)
     return calls
+
+
+def _compiled(call: Callable[..., Any], whole: bool = True) -> Callable[..., Any]:
+    """Compiled for its shapes. The compiler keeps eight graphs of a code, and then goes on without: forget them."""
+    torch.compiler.reset()
+    return torch.compile(call, fullgraph=whole, dynamic=False)
 
 
 def _encoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
@@ -128,7 +140,7 @@ def _encoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
 
             return call
 
-        return _calls(setup, slim, plain, width), encoder_block(level, setup.batch, setup.seconds, mean)
+        return _calls(slim, plain, width), encoder_block(level, setup.batch, setup.seconds, mean)
 
     return build
 
@@ -158,7 +170,7 @@ def _decoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
 
             return call
 
-        return _calls(setup, slim, plain, width), decoder_block(level, setup.batch, setup.seconds, mean)
+        return _calls(slim, plain, width), decoder_block(level, setup.batch, setup.seconds, mean)
 
     return build
 
@@ -186,7 +198,7 @@ def _convolution(setup: Setup) -> tuple[Calls, Work]:
 
     rows = setup.batch * count
     work = convolution(rows, setup.batch * time * c_in, rows * mean, mean * TAPS * c_in)
-    return _calls(setup, slim, plain, width), work
+    return _calls(slim, plain, width), work
 
 
 def _transposed(setup: Setup) -> tuple[Calls, Work]:
@@ -212,7 +224,7 @@ def _transposed(setup: Setup) -> tuple[Calls, Work]:
 
     rows = setup.batch * count
     work = convolution(rows, rows * mean, rows * STRIDE * c_out, mean * TAPS * c_out)
-    return _calls(setup, slim, plain, width), work
+    return _calls(slim, plain, width), work
 
 
 def _pointwise(setup: Setup) -> tuple[Calls, Work]:
@@ -230,7 +242,7 @@ def _pointwise(setup: Setup) -> tuple[Calls, Work]:
     rows = setup.batch * count
     work = convolution(rows, rows * mean, rows * c, mean * 2 * c)
     slim = lambda: ops.slim_linear_glu(x, weight, bias, width, "input", precision=setup.precision)  # noqa: E731
-    return _calls(setup, slim, plain, width), work
+    return _calls(slim, plain, width), work
 
 
 def _mean_square(width: Width) -> float:
@@ -250,7 +262,7 @@ def _lstm(setup: Setup) -> tuple[Calls, Work]:
         return lambda: theirs(x)[0] * mask if k is None else theirs(x)[0]
 
     work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 4, units)
-    return _calls(setup, lambda: layer.run(x, width, [(zeros, zeros)]), plain, width), work
+    return _calls(lambda: layer.run(x, width, [(zeros, zeros)]), plain, width, compile=False), work
 
 
 def _gru(setup: Setup) -> tuple[Calls, Work]:
@@ -274,7 +286,7 @@ def _gru(setup: Setup) -> tuple[Calls, Work]:
 
     slim = lambda: ops.slim_gru(x, *weights, width, state, precision=setup.precision)  # noqa: E731
     work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 3, units, groups)
-    return _calls(setup, slim, plain, width), work
+    return _calls(slim, plain, width, compile=False), work
 
 
 def _diagonal(setup: Setup) -> tuple[Calls, Work]:
@@ -305,7 +317,8 @@ def _network(setup: Setup) -> tuple[Calls, Work]:
     }
     if setup.uf is not None:
         sliced = model.extract(setup.uf)
-        compiled = torch.compile(sliced)
+        # torch.compile leaves out its GRU, and splits the graph there.
+        compiled = _compiled(sliced, whole=False)
         calls |= {"sliced": lambda: sliced(noisy), "compiled": lambda: compiled(noisy)}
     work = Work(0, 0)
     for level in range(1, CONFIG.depth + 1):

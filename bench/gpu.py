@@ -34,8 +34,11 @@ from slimse.ops import launchers, tuning
 LIMITS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
 """Largest relative error of a result, against float64. That of a gradient is four times as large, or twice that of the
 twin in the same number format: what a ReLU lets through can hang on the last bit."""
-PASSES = (("slimse", "sliced", "full", "masked"), ("compiled",))
-"""Implementations in the order of their turn: compiling takes longest."""
+PASSES = (
+    (("slimse", "sliced", "full", "masked"), (*MODEL, *BLOCKS, *OPS)),
+    (("compiled",), (*BLOCKS, *OPS, *MODEL)),
+)
+"""Implementations and cases in the order of their turn: compiling takes longest, a network's longest of all."""
 
 
 def arguments_of(name: str, width: int | torch.Tensor, dtype: torch.dtype, device: str) -> list[Any]:
@@ -154,9 +157,9 @@ def measure(call: Callable[[], Any], rounds: int = 20) -> dict[str, float]:
 
 def points(seconds: float) -> Iterator[tuple[tuple[str, ...], Case, Setup]]:
     """Implementations, case and setup of all times, the most telling first."""
-    order = itertools.product(PASSES, (64, 16, 1), ("bf16", "tf32", "fp32"), [*MODEL, *BLOCKS, *OPS], UFS)
-    for implementations, batch, kind, case, uf in order:
-        yield implementations, case, Setup(uf, batch, seconds, kind, "cuda")
+    for implementations, cases in PASSES:
+        for batch, kind, case, uf in itertools.product((64, 16, 1), ("bf16", "tf32", "fp32"), cases, UFS):
+            yield implementations, case, Setup(uf, batch, seconds, kind, "cuda")
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Triton kernels of SlimSE, imported as ``slimse.kernels``.
 
-One module per op, forward and backward, with a width per row; `slimse.ops` calls them on a GPU, or where
-``backend="triton"`` asks for them. No kernel has run on a GPU yet: they are checked in Triton's interpreter.
+`encoder_block` and `decoder_block` run with a width per row, forward and backward. The model does not call them yet: it
+runs on the plain-torch twins in `slimse.ops`, and no kernel has run on a GPU.
 """
 
 if __name__ != "slimse.kernels":

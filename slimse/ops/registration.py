@@ -201,6 +201,8 @@ class _Op:
     def run(self, *flat: Any) -> Any:
         """The forward pass."""
         *arguments, backend, precision = flat
+        if backend not in ("torch", "triton"):
+            raise ValueError(f"backend = {backend!r}: expected 'torch' or 'triton'; slimse.ops.{self.name} has 'auto'")
         values = self.unflatten(arguments)
         with torch.autocast(flat[0].device.type, enabled=False):
             out = self.twin(**values) if backend == "torch" else launchers.forward(self.name, values, precision)
