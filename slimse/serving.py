@@ -13,7 +13,7 @@ from .compiled import use_compiled
 from .models import SlimDemucs
 
 if TYPE_CHECKING:
-    from .compiled.network import Buffers, CompiledStream
+    from .compiled.network import CompiledStream
 
 
 class StreamBatch:
@@ -23,8 +23,8 @@ class StreamBatch:
     ticks and `leave`, equals what a `Streamer` of its own would give.
 
     On the torch backend a tick is one `SlimDemucs.step` over all slots, whose shapes never change: free slots are
-    computed too, and their rows mean nothing. On the compiled backend the streams run one after the other, each at
-    the cost of its own width.
+    computed too, and their rows mean nothing. On the compiled backend each stream costs what its own width costs, and a
+    tick reads the weights once for all (with an LSTM, the streams run one after the other).
 
     Args:
         model: a causal `SlimDemucs`, in evaluation mode, without ``normalize``.
@@ -52,7 +52,7 @@ class StreamBatch:
         self._waiting = self._like.new_zeros(capacity, self._start * model.hop, dtype=torch.float32)
         self._compiled: _CompiledSlots | None = None
         if use_compiled(backend, model):
-            self._compiled = _CompiledSlots(model)
+            self._compiled = _CompiledSlots(model, capacity)
             return
         fresh = self._like.new_zeros(capacity, self._need, dtype=torch.float32)
         with torch.no_grad():
@@ -167,26 +167,44 @@ class StreamBatch:
 class _CompiledSlots:
     """The streams of a batch on the compiled path."""
 
-    def __init__(self, model: SlimDemucs) -> None:
+    def __init__(self, model: SlimDemucs, capacity: int) -> None:
         from .compiled.layout import Places
         from .compiled.network import pack
 
         self._model, self._weights = model, pack(model)
-        self._places = Places(model, self._weights, 1)
-        self._scratch = np.zeros(self._places.scratch_size, np.float32)
+        places = self._places = Places(model, self._weights, 1, capacity)
+        self._mems = np.zeros((capacity, places.mem_size), np.float32)
+        self._counters = np.zeros((capacity, places.int_size), np.int64)
+        self._scratch = np.zeros(places.scratch_size, np.float32)
+        self._ints = np.zeros(places.shared_int_size, np.int64)
         self._streams: dict[int, CompiledStream] = {}
 
     def join(self, slot: int) -> None:
         from .compiled.network import Buffers, CompiledStream
 
-        buffers: Buffers = Buffers.new(self._places, self._scratch)
+        buffers = Buffers(self._places, self._mems[slot], self._scratch, self._counters[slot])
         self._streams[slot] = CompiledStream(self._model, self._weights, buffers)
 
-    def tick(self, samples: Tensor, indices: list[int], slots: list[int]) -> Tensor:
-        rows, out = samples.contiguous().numpy(), np.zeros(samples.shape, np.float32)
+    def tick(self, samples: Tensor, ufs: list[int], slots: list[int]) -> Tensor:
+        """Streams before or at their first frame run alone, the others together."""
+        from .compiled.batch import tick
+
+        x, out = samples.contiguous().numpy(), np.zeros(tuple(samples.shape), np.float32)
+        together = []
         for slot in slots:
-            ready = self._streams[slot].feed(rows[slot], np.array([indices[slot]]))
+            stream = self._streams[slot]
+            if stream.frames and self._model.config.rnn == "gru":
+                together.append(slot)
+                continue
+            ready = stream.feed(x[slot], np.array([ufs[slot]]))
             out[slot, : len(ready)] = ready
+        if together:
+            weights, places, chosen = self._weights, self._places, np.array(together)
+            arrays = weights.weights, weights.const, self._mems, self._counters, self._scratch, self._ints
+            tables = places.shape, places.levels, weights.mats, weights.counts
+            tick(x, chosen, np.array(ufs)[chosen], out, *arrays, *tables)
+            for slot in together:
+                self._streams[slot].ran(self._model.hop)
         return torch.from_numpy(out)
 
     def leave(self, slot: int, index: int) -> Tensor:

@@ -12,6 +12,9 @@ Channels are padded to whole vectors with weights of zero, so padding stays zero
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 from numba import njit
 
@@ -25,6 +28,20 @@ _NONE, _ZERO, _HALF = np.float32(-np.inf), np.float32(0), np.float32(0.5)
 _LANES, _BLOCK = f.LANES, f.BLOCK
 _DEPTH = 128
 """Rows of a weight that stay in the first-level cache while many positions pass."""
+
+
+def _forget_stale() -> None:
+    """Delete compiled code that is older than a source: numba looks at the file of a function, not at what it calls."""
+    folder = Path(__file__).parent
+    newest = max(path.stat().st_mtime for path in folder.glob("*.py"))
+    for index in folder.glob("__pycache__/*.nbi"):
+        # In a folder that belongs to another user, an installer has renewed all sources at once, and numba sees it.
+        with suppress(PermissionError, FileNotFoundError):
+            if index.stat().st_mtime < newest:
+                index.unlink()
+
+
+_forget_stale()
 
 
 def _jit(function):
@@ -86,30 +103,14 @@ def _product(x, x_at, x_step, rows, inputs, w, const, mats, m, vectors, out, out
         for start in range(0, inputs, depth):
             count = min(depth, inputs - start)
             least = floor if start + count == inputs else _NONE
-            x_here, w_here = x_at + start, here + start * step
+            init, init_at, init_step = out, to, out_step
             if start == 0 and fresh:
-                bias = bias_at + first * _LANES
-                job = (x, x_here, x_step, w, w_here, step, following, out, to, out_step, const, bias, 0, count, least)
-                _rows(rows, wide, job)
-            else:
-                job = (
-                    x,
-                    x_here,
-                    x_step,
-                    w,
-                    w_here,
-                    step,
-                    following,
-                    out,
-                    to,
-                    out_step,
-                    out,
-                    to,
-                    out_step,
-                    count,
-                    least,
-                )
-                _rows(rows, wide, job)
+                init, init_at, init_step = const, bias_at + first * _LANES, 0
+            job = (
+                *(x, x_at + start, x_step, w, here + start * step, step, following),
+                *(out, to, out_step, init, init_at, init_step, count, least),
+            )
+            _rows(rows, wide, job)
 
 
 @_jit
@@ -196,32 +197,30 @@ def _downsample(mem, scratch, ints, const, shape, stage, count, out_at, final):
 
 
 @_jit
-def _glu(scratch, gates_at, gates_step, rows, vectors, out, out_at, out_step, picked, base, follow):
-    """Values times sigmoids of gates; row ``p`` goes to row ``p``, or with ``follow`` to row ``picked[p]``."""
-    for p in range(rows):
-        x_at = gates_at + p * gates_step
-        to = out_at + (picked[base + p] if follow else p) * out_step
-        for v in range(vectors):
-            glu(scratch, x_at + 2 * v * _LANES, out, to + v * _LANES)
+def _glu(scratch, gates_at, vectors, out, out_at):
+    """Values times sigmoids of gates, which take turns in one row."""
+    for v in range(vectors):
+        glu(scratch, gates_at + 2 * v * _LANES, out, out_at + v * _LANES)
 
 
 @_jit
-def _encode(i, rows, x_at, out_at, active, w, const, mem, scratch, ints, shape, levels, mats):
-    """Encoder block ``i`` at the positions ``picked``, ``active`` channels wide."""
-    stride, before, step = shape[f.STRIDE], levels[i - 1, f.STEP], levels[i, f.STEP]
-    inputs, m = shape[f.KERNEL] * before, 4 * (i - 1)
+def _encode(i, rows, active, w, const, mem, scratch, ints, shape, levels, mats):
+    """Encoder block ``i``, ``active`` channels wide, on the windows at PICKED, into the positions at TARGET."""
+    before, step = levels[i - 1, f.STEP], levels[i, f.STEP]
+    inputs, hop, m = shape[f.KERNEL] * before, shape[f.STRIDE] * before, 4 * (i - 1)
     hidden_at, gates_at = shape[f.HIDDEN_AT], shape[f.GATES_AT]
-    first = ints[f.PICKED]
     hidden = _vectors(active)
-    if ints[f.PICKED + rows - 1] - first == rows - 1:
-        start = x_at + first * stride * before
+    regular = True
+    for p in range(1, rows):
+        regular = regular and ints[f.PICKED + p] - ints[f.PICKED + p - 1] == hop
+    if regular:
         _product(
-            mem, start, stride * before, rows, inputs, w, const, mats, m + f.ENC_CONV, hidden,
+            mem, ints[f.PICKED], hop, rows, inputs, w, const, mats, m + f.ENC_CONV, hidden,
             scratch, hidden_at, step, _ZERO, True,
         )  # fmt: skip
     else:
         for p in range(rows):
-            start, to = x_at + ints[f.PICKED + p] * stride * before, shape[f.SUM_AT] + p * inputs
+            start, to = ints[f.PICKED + p], shape[f.SUM_AT] + p * inputs
             scratch[to : to + inputs] = mem[start : start + inputs]
         _product(
             scratch, shape[f.SUM_AT], inputs, rows, inputs, w, const, mats, m + f.ENC_CONV, hidden,
@@ -231,12 +230,16 @@ def _encode(i, rows, x_at, out_at, active, w, const, mem, scratch, ints, shape, 
         scratch, hidden_at, step, rows, active, w, const, mats, m + f.ENC_GLU, 2 * step // _LANES,
         scratch, gates_at, 2 * step, _NONE, True,
     )  # fmt: skip
-    _glu(scratch, gates_at, 2 * step, rows, step // _LANES, mem, out_at, step, ints, f.PICKED, True)
+    for p in range(rows):
+        _glu(scratch, gates_at + p * 2 * step, step // _LANES, mem, ints[f.TARGET + p])
 
 
 @_jit
 def _decode(i, rows, slot, active, channels, w, const, mem, scratch, ints, shape, levels, mats):
-    """Decoder block ``i`` before the overlap at the positions ``picked``, into rows from ``slot`` on."""
+    """Decoder block ``i`` before the overlap, ``active`` channels wide, into rows from ``slot`` on.
+
+    Its positions are the rows PICKED of the activations in ``scratch``, their skips lie at TARGET.
+    """
     step, m = levels[i, f.STEP], 4 * (i - 1)
     columns = mats[m + f.DEC_CONV, f.VECTORS]
     x_at, sum_at, hidden_at, gates_at = shape[f.X_AT], shape[f.SUM_AT], shape[f.HIDDEN_AT], shape[f.GATES_AT]
@@ -244,14 +247,15 @@ def _decode(i, rows, slot, active, channels, w, const, mem, scratch, ints, shape
     for p in range(rows):
         position = ints[f.PICKED + p]
         ints[f.SLOTS + position] = slot + p
+        x_row, skip_row, to = x_at + position * step, ints[f.TARGET + p], sum_at + p * step
         for v in range(0, step, _LANES):
-            here = position * step + v
-            add(scratch, x_at + here, mem, levels[i, f.AT] + here, _NONE, scratch, sum_at + p * step + v)
+            add(scratch, x_row + v, mem, skip_row + v, _NONE, scratch, to + v)
     _product(
         scratch, sum_at, step, rows, channels, w, const, mats, m + f.DEC_GLU, 2 * hidden,
         scratch, gates_at, 2 * step, _NONE, True,
     )  # fmt: skip
-    _glu(scratch, gates_at, 2 * step, rows, hidden, scratch, hidden_at, step, ints, f.PICKED, False)
+    for p in range(rows):
+        _glu(scratch, gates_at + p * 2 * step, hidden, scratch, hidden_at + p * step)
     row = columns * _LANES
     _product(
         scratch, hidden_at, step, rows, active, w, const, mats, m + f.DEC_CONV, columns,

@@ -33,7 +33,7 @@ ENC_CONV, ENC_GLU, DEC_GLU, DEC_CONV = range(4)
 # Fields of ``const`` and where its filter taps, its zeros and then the biases begin.
 REFERENCE, FLOOR, TAPS_AT, ZEROS_AT, CONST = 0, 1, 16, 16 + TAPS, 16 + TAPS + 64
 # Fields of ``ints``: samples that wait per stage, samples seen, samples pending, then scratch.
-UP_COUNT, DOWN_COUNT, SAMPLES, PENDING, PICKED, SLOTS = 0, 2, 4, 5, 8, 8 + BLOCK
+UP_COUNT, DOWN_COUNT, SAMPLES, PENDING, PICKED, TARGET, SLOTS = 0, 2, 4, 5, 8, 8 + BLOCK, 8 + 2 * BLOCK
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -140,9 +140,10 @@ class Places:
         model: the model.
         weights: its weights.
         frames: most frames of one pass over the levels; more if the end of a signal may need more.
+        streams: streams that share ``scratch`` in a common tick.
     """
 
-    def __init__(self, model: SlimDemucs, weights: Weights, frames: int) -> None:
+    def __init__(self, model: SlimDemucs, weights: Weights, frames: int, streams: int = 1) -> None:
         config, frame_map = model.config, model.frame_map
         kernel, stride, depth, stages = config.kernel_size, config.stride, config.depth, len(model.up)
         # The last frames of a signal run at once: those that waited for the look-ahead of the resampling.
@@ -168,18 +169,20 @@ class Places:
         shape[UP_AT] = mem.reserve(stages * int(shape[UP_STEP]))
         shape[DOWN_AT] = mem.reserve((stages + 1) * int(shape[DOWN_STEP]))
 
+        rows = [max(count, streams * frame_map.rate(level)) for level, count in enumerate(most)]
         steps = [int(step) for step in levels[:, STEP]]
         columns = [0, *(int(weights.mats[4 * i + DEC_CONV, VECTORS]) * LANES for i in range(depth))]
         shape[SUM_AT] = scratch.reserve(BLOCK * max(kernel * max(steps[:-1]), max(steps)))
         shape[HIDDEN_AT] = scratch.reserve(BLOCK * max(steps))
         shape[GATES_AT] = scratch.reserve(
-            max(BLOCK * 2 * max(steps), (frames + 1) * 4 * weights.units * max(groups, 1))
+            max(BLOCK * 2 * max(steps), (frames + streams) * 8 * weights.units * max(groups, 1))
         )
-        shape[WIDE_AT] = scratch.reserve(max(a * b for a, b in zip(most[1:], columns[1:], strict=True)))
-        shape[X_AT] = scratch.reserve(max(a * b for a, b in zip(most[1:], steps[1:], strict=True)) + LANES)
+        shape[WIDE_AT] = scratch.reserve(max(a * b for a, b in zip(rows[1:], columns[1:], strict=True)))
+        shape[X_AT] = scratch.reserve(max(a * b for a, b in zip(rows[1:], steps[1:], strict=True)) + LANES)
         shape[FIR_STEP] = padded(longest + BLOCK)
         shape[FIR_AT] = scratch.reserve(2 * int(shape[FIR_STEP]))
         self.mem_size, self.scratch_size, self.int_size = mem.size, scratch.size, SLOTS + max(most[1:])
+        self.shared_int_size = SLOTS + max(rows[1:])
         self.shape, self.levels = shape, levels
 
 

@@ -99,6 +99,11 @@ class CompiledStream:
         feed(x, choice, out, -1, 0, *self._arrays)
         return out
 
+    def ran(self, samples: int) -> None:
+        """Count samples that a common tick of several streams has run, with as many of output."""
+        self._received += samples
+        self._emitted = max(self.frames * self._hop - self._behind, 0)
+
     def finish(self, x: Floats, choice: Ints) -> Floats:
         """End the signal behind ``x``: as `feed`, for all that is still missing. Only `load` may follow."""
         total = self._received + len(x)

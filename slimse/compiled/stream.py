@@ -21,25 +21,27 @@ def _encoder(i, first, frame, frames, choice, w, const, mem, scratch, ints, shap
     """All new positions of encoder level ``i``, those of equal width together."""
     rate, lag = levels[i, f.RATE], levels[i, f.LAG]
     x_at, out_at = levels[i - 1, f.AT], levels[i, f.AT]
+    hop = shape[f.STRIDE] * levels[i - 1, f.STEP]
     lead = lag
     if not first:
         lead = 0
         out_at += lag * levels[i, f.STEP]
         if i > 1:
-            x_at += shape[f.STRIDE] * lag * levels[i - 1, f.STEP]
+            x_at += lag * hop
     for uf in range(shape[f.UFS]):
         rows = 0
         for t in range(frames):
             if _chosen(choice, frame + t) != uf:
                 continue
             for position in range(lead + t * rate if t else 0, lead + (t + 1) * rate):
-                ints[f.PICKED + rows] = position
+                ints[f.PICKED + rows] = x_at + position * hop
+                ints[f.TARGET + rows] = out_at + position * levels[i, f.STEP]
                 rows += 1
                 if rows == f.BLOCK:
-                    _encode(i, rows, x_at, out_at, counts[i, uf], w, const, mem, scratch, ints, shape, levels, mats)
+                    _encode(i, rows, counts[i, uf], w, const, mem, scratch, ints, shape, levels, mats)
                     rows = 0
         if rows:
-            _encode(i, rows, x_at, out_at, counts[i, uf], w, const, mem, scratch, ints, shape, levels, mats)
+            _encode(i, rows, counts[i, uf], w, const, mem, scratch, ints, shape, levels, mats)
 
 
 @_jit
@@ -55,6 +57,7 @@ def _decoder(i, final, frame, frames, choice, w, const, mem, scratch, ints, shap
                 continue
             for position in range(t * rate, (t + 1) * rate if t + 1 < owners else positions):
                 ints[f.PICKED + rows] = position
+                ints[f.TARGET + rows] = levels[i, f.AT] + position * levels[i, f.STEP]
                 rows += 1
                 if rows == f.BLOCK:
                     _decode(i, rows, slot, counts[i, uf], channels, w, const, mem, scratch, ints, shape, levels, mats)
@@ -66,17 +69,18 @@ def _decoder(i, final, frame, frames, choice, w, const, mem, scratch, ints, shap
 
 
 @_jit
-def _overlap(i, positions, final, out, out_at, const, mem, scratch, ints, shape, levels, mats):
-    """Sum what the positions of decoder level ``i`` give to each stride, then ReLU; returns the strides."""
+def _overlap(i, positions, base, final, out, out_at, const, mem, scratch, ints, shape, levels, mats):
+    """Sum what the positions of level ``i`` from ``base`` on give to each stride, then ReLU; returns the strides."""
     m = 4 * (i - 1) + f.DEC_CONV
     row, bias_at, wide_at = mats[m, f.VECTORS] * _LANES, mats[m, f.BIAS_AT], shape[f.WIDE_AT]
     span, reach = shape[f.STRIDE] * levels[i - 1, f.STEP], shape[f.KERNEL] // shape[f.STRIDE]
     floor, tail_at, total = _ZERO if i > 1 else _NONE, levels[i - 1, f.TAIL_AT], shape[f.SUM_AT]
+    slots = f.SLOTS + base
     for q in range(positions + reach - 1):
         waits = q >= positions and not final
         to = tail_at + (q - positions) * span if waits else out_at + q * span
         if reach == 2 and 0 < q < positions:
-            one, two = wide_at + ints[f.SLOTS + q] * row, wide_at + ints[f.SLOTS + q - 1] * row + span
+            one, two = wide_at + ints[slots + q] * row, wide_at + ints[slots + q - 1] * row + span
             for v in range(0, span, _LANES):
                 add(scratch, one + v, scratch, two + v, floor, out, to + v)
             continue
@@ -87,7 +91,7 @@ def _overlap(i, positions, final, out, out_at, const, mem, scratch, ints, shape,
             if q < reach - 1:
                 add(scratch, total, mem, tail_at + q * span + v, _NONE, scratch, total)
             for t in range(max(q - positions + 1, 0), min(reach - 1, q) + 1):
-                part = wide_at + ints[f.SLOTS + q - t] * row + t * span + v
+                part = wide_at + ints[slots + q - t] * row + t * span + v
                 add(scratch, total, scratch, part, _NONE, scratch, total)
             if waits:
                 add(scratch, total, const, f.ZEROS_AT, _NONE, mem, to + v)
@@ -177,9 +181,11 @@ def _run(count, frame, frames, final, choice, w, const, mem, scratch, ints, shap
     for i in range(depth, 0, -1):
         positions = _decoder(i, final, frame, frames, choice, w, const, mem, scratch, ints, shape, levels, mats, counts)
         if i > 1:
-            _overlap(i, positions, final, scratch, shape[f.X_AT], const, mem, scratch, ints, shape, levels, mats)
+            _overlap(i, positions, 0, final, scratch, shape[f.X_AT], const, mem, scratch, ints, shape, levels, mats)
         else:
-            count = stride * _overlap(i, positions, final, mem, out_at, const, mem, scratch, ints, shape, levels, mats)
+            count = stride * _overlap(
+                i, positions, 0, final, mem, out_at, const, mem, scratch, ints, shape, levels, mats
+            )
         start, moved = levels[i, f.AT], frames * levels[i, f.RATE] * levels[i, f.STEP]
         for j in range(levels[i, f.LAG] * levels[i, f.STEP]):
             mem[start + j] = mem[start + moved + j]
