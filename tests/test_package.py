@@ -55,7 +55,7 @@ def test_profile_as_table_and_json():
 def test_a_mistake_is_one_line_and_status_2():
     for arguments, message in (
         (("profile", "nothing"), "no bundled weights 'nothing'"),
-        (("train", "nothing", "--data", ".", "-o", "out"), "one of ['backbone']"),
+        (("train", "nothing", "--data", ".", "-o", "out"), "one of ['backbone', "),
     ):
         result = run(*arguments)
         assert result.exit_code == 2

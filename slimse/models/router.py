@@ -128,7 +128,8 @@ class Router(nn.Module):
 
     def calibrated(self, budget: Tensor) -> Tensor:
         """The budget to ask for, so that ``budget`` (``[B]``) is met on sound like that of the calibration."""
-        return (self.knot_weights(budget) @ self.asked.log()).exp()
+        with torch.autocast(budget.device.type, enabled=False):
+            return (self.knot_weights(budget) @ self.asked.log()).exp()
 
     def count(self, args: tuple[Tensor, Tensor, RouterState], output: tuple[Tensor, RouterState]) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, the budget given anew at every frame; bytes read."""

@@ -108,7 +108,7 @@ class SlimmableTraining(lightning.LightningModule):
         budget = budget.clamp(config.budget_low, config.budget_high)
         noise = self._drawn(items, lambda rng, n: rng.gumbel(size=(n, frames, len(model.config.ufs)))).to(noisy)
         logits, _ = model.router_logits(noisy[:, 0], model.initial_state(items), frames, budget)
-        temperature = _temperature(config, self.global_step)
+        temperature = temperature_at(config, self.global_step)
         gates = straight_through_gates(logits, noise, temperature)
         enhanced = model(noisy, gates)
         weight = difficulty(noisy, clean) ** config.emphasis
@@ -163,7 +163,8 @@ def _distance(enhanced: Tensor, teacher: Tensor, noisy: Tensor) -> Tensor:
     return nn.functional.l1_loss(enhanced.float() / level, teacher.float() / level)
 
 
-def _temperature(config: TrainConfig, step: int) -> float:
+def temperature_at(config: TrainConfig, step: int) -> float:
+    """Temperature of the gates at a step; see `TrainConfig`."""
     progress = min(1.0, step / max(config.steps * (1 - config.decay), 1))
     return float(config.temperature * (config.temperature_end / config.temperature) ** progress)
 
