@@ -153,7 +153,7 @@ class SlimmableTraining(lightning.LightningModule):
         config = self.config
         trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         optimizer = MuonAdamW(trained, config.rate, weight_decay=config.weight_decay, router_rate=config.router_rate)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_factor(config))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -169,7 +169,9 @@ def temperature_at(config: TrainConfig, step: int) -> float:
     return float(config.temperature * (config.temperature_end / config.temperature) ** progress)
 
 
-def _rate_factor(config: TrainConfig) -> Callable[[int], float]:
+def rate_factor(config: TrainConfig) -> Callable[[int], float]:
+    """The learning rate of every step, in units of its peak."""
+
     def factor(step: int) -> float:
         tail_start = config.steps * (1 - config.decay)
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
