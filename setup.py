@@ -48,6 +48,7 @@ setup(
         "plot": PLOT,
         "metrics": METRICS,
         "train": TRAIN,
+        "tensorboard": ["tensorboard>=2.10"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.12", "mypy>=1.14"],
     },

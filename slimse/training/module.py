@@ -108,7 +108,7 @@ class SlimmableTraining(lightning.LightningModule):
         budget = budget.clamp(config.budget_low, config.budget_high)
         noise = self._drawn(items, lambda rng, n: rng.gumbel(size=(n, frames, len(model.config.ufs)))).to(noisy)
         logits, _ = model.router_logits(noisy[:, 0], model.initial_state(items), frames, budget)
-        temperature = _temperature(config, self.global_step)
+        temperature = temperature_at(config, self.global_step)
         gates = straight_through_gates(logits, noise, temperature)
         enhanced = model(noisy, gates)
         weight = difficulty(noisy, clean) ** config.emphasis
@@ -153,7 +153,7 @@ class SlimmableTraining(lightning.LightningModule):
         config = self.config
         trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         optimizer = MuonAdamW(trained, config.rate, weight_decay=config.weight_decay, router_rate=config.router_rate)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_factor(config))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -163,12 +163,15 @@ def _distance(enhanced: Tensor, teacher: Tensor, noisy: Tensor) -> Tensor:
     return nn.functional.l1_loss(enhanced.float() / level, teacher.float() / level)
 
 
-def _temperature(config: TrainConfig, step: int) -> float:
+def temperature_at(config: TrainConfig, step: int) -> float:
+    """Temperature of the gates at a step; see `TrainConfig`."""
     progress = min(1.0, step / max(config.steps * (1 - config.decay), 1))
     return float(config.temperature * (config.temperature_end / config.temperature) ** progress)
 
 
-def _rate_factor(config: TrainConfig) -> Callable[[int], float]:
+def rate_factor(config: TrainConfig) -> Callable[[int], float]:
+    """The learning rate of every step, in units of its peak."""
+
     def factor(step: int) -> float:
         tail_start = config.steps * (1 - config.decay)
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0

@@ -90,7 +90,11 @@ class RoutingLoss(nn.Module):
         Returns:
             A scalar whose gradient is that of ``beta * L_eff + gamma * L_bal``, and the values of both for the log.
         """
-        shares = gates.float().mean(1)
+        # The running sums are compared with each other: autocast must not round them.
+        with torch.autocast(gates.device.type, enabled=False):
+            return self._loss(gates.float().mean(1), budget, weights)
+
+    def _loss(self, shares: Tensor, budget: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         used = shares @ self.get_buffer("values")
         self._remember(used.detach(), shares.detach(), budget, weights)
         excess = torch.log(self.used / self.asked)
