@@ -143,7 +143,7 @@ class Streamer:
         fresh = self.model.initial_state(self.streams or 1, self._input_std)
         self.state = StreamerState(fresh, pending, *self._own)
         self._kind: Any = pending
-        self._ran: tuple[UF, int] = (self.model.config.ufs[-1], 0)
+        self._ran: tuple[UF | NDArray[np.int64], int] = (self.model.config.ufs[-1], 0)
 
     def feed(self, chunk: Chunk, uf: UF | Auto | None = None, budget: Budget | None = None) -> Chunk:
         """Take samples, give back those that are ready.
@@ -178,7 +178,7 @@ class Streamer:
         model, state, outputs, ufs = self.model, self._state, [], []
         while frames := self._completed(pending.shape[1], state.samples):
             frames = min(frames, STEP_FRAMES)
-            used = (frames - 1) * model.hop + (model.hop if state.samples else model.first_samples)
+            used = model.early(state.samples) + frames * model.hop
             chosen, state = self._decided(pending[:, :used], state, frames, wanted)
             out, state = model.step(pending[:, :used], state, chosen)
             outputs.append(out)
@@ -217,19 +217,22 @@ class Streamer:
 
     def _feed_compiled(self, samples: Tensor, wanted: _Wanted) -> tuple[Tensor, int]:
         """As `_feed_torch`. Of the state, samples and router are kept here, the rest in the compiled streams."""
-        assert self._compiled is not None
-        done = self._compiled.samples
-        if not isinstance(wanted[0], str):
-            chosen, frames = self._limited(wanted[0]), -1
-        else:
-            heard = torch.cat([self._compiled.pending, samples], dim=1)
-            frames = self._completed(heard.shape[1], done)
-            chosen = self.model.config.ufs[-1]
-            if frames:
-                used = (frames - 1) * self.model.hop + (self.model.hop if done else self.model.first_samples)
-                state = self._state._replace(samples=done)
-                chosen, self._state = self._decided(heard[:, :used], state, frames, wanted)
-        out, frames = self._compiled.feed(samples, chosen)
+        compiled, model = self._compiled, self.model
+        assert compiled is not None
+        uf, budget = wanted
+        chosen: UF | NDArray[np.int64] = self._limited(uf) if not isinstance(uf, str) else model.config.ufs[-1]
+        if isinstance(uf, str):
+            heard, done = torch.cat([compiled.pending, samples], dim=1), compiled.samples
+            if frames := self._completed(heard.shape[1], done):
+                assert compiled.router is not None and isinstance(budget, Tensor) and self._state.router
+                used = model.early(done) + frames * model.hop
+                chosen, router = compiled.router.choose(
+                    heard[:, :used], model.early(done), frames, budget, self._state.router, self.shared
+                )
+                if self._controller is not None:
+                    chosen = np.minimum(chosen, model.config.ufs.index(self.limit))
+                self._state = self._state._replace(router=router)
+        out, frames = compiled.feed(samples, chosen)
         self._ran = chosen, frames
         return out, frames
 
@@ -251,7 +254,10 @@ class Streamer:
             return uf
         return uf.clamp(max=self.limit) if isinstance(uf, Tensor) else min(uf, self.limit)
 
-    def _per_frame(self, uf: UF, frames: int) -> Tensor:
+    def _per_frame(self, uf: UF | NDArray[np.int64], frames: int) -> Tensor:
+        """UFs ``[streams, frames]``; an array holds indices into the model's."""
+        if isinstance(uf, np.ndarray):
+            return torch.tensor(self.model.config.ufs)[torch.from_numpy(uf)]
         ufs = torch.as_tensor(uf, device=self._pending.device)
         return (ufs.unsqueeze(1) if ufs.ndim == 1 else ufs).expand(self.streams or 1, frames)
 

@@ -14,6 +14,7 @@ from ..models import DemucsState, SlimDemucs
 from ..width import UF
 from . import layout as f
 from .layout import Floats, Ints, Places, Weights
+from .router import CompiledRouter
 from .stream import feed
 
 FRAMES = 32
@@ -209,16 +210,17 @@ class CompiledStreams:
         scratch = np.zeros(places.scratch_size, np.float32)
         self._streams = [CompiledStream(model, weights, Buffers.new(places, scratch)) for _ in range(streams)]
         self._ufs = model.config.ufs
+        self.router = CompiledRouter(model.router, model.config.reference_level) if model.router else None
         self._uniform = {uf: np.full((streams, 1), index) for index, uf in enumerate(self._ufs)}
 
-    def feed(self, samples: Tensor, uf: UF) -> tuple[Tensor, int]:
+    def feed(self, samples: Tensor, uf: UF | Ints) -> tuple[Tensor, int]:
         """Take ``[streams, n]``, give back what is ready and how many frames of each stream ran."""
         first = self._streams[0]
         before, choices, rows = first.frames, self._choices(uf), samples.contiguous().numpy()
         outputs = [stream.feed(rows[i], choices[i]) for i, stream in enumerate(self._streams)]
         return _stack(outputs), first.frames - before
 
-    def finish(self, uf: UF) -> Tensor:
+    def finish(self, uf: UF | Ints) -> Tensor:
         """End the signals; ``uf`` may be one per frame that is left."""
         choices, none = self._choices(uf), np.zeros(0, np.float32)
         return _stack([stream.finish(none, choices[i]) for i, stream in enumerate(self._streams)])
@@ -233,8 +235,10 @@ class CompiledStreams:
         """Samples that do not fill a frame yet, ``[streams, n]``."""
         return torch.from_numpy(np.stack([stream.pending for stream in self._streams]))
 
-    def _choices(self, uf: UF) -> Ints:
-        """Indices of UFs, ``[streams, 1]`` or ``[streams, frames]``."""
+    def _choices(self, uf: UF | Ints) -> Ints:
+        """Indices of UFs, ``[streams, 1]`` or ``[streams, frames]``, from UFs or such indices."""
+        if isinstance(uf, np.ndarray):
+            return uf
         if isinstance(uf, Tensor) and uf.ndim:
             return self._ufs.indices(uf).reshape(len(self._streams), -1).numpy()
         return self._uniform[float(uf)]

@@ -243,19 +243,32 @@ class SlimDemucs(nn.Module):
         if self.router is None:
             raise ValueError(NO_ROUTER)
         budgets = self.config.ufs.budgets("auto", budget, samples.shape[0])
-        assert budgets is not None
-        asked = self.router.calibrated(budgets.to(self.router.asked))
-        logits, router = self.router_logits(samples, state, frames, asked)
-        choice = (logits.mean(0, keepdim=True).expand_as(logits) if shared else logits).argmax(2)
-        return logits.new_tensor(self.config.ufs)[choice], state._replace(router=router)
+        assert budgets is not None and state.router
+        if use_compiled(self.backend, self):
+            from ..compiled.router import CompiledRouter
+
+            compiled = CompiledRouter(self.router, self.config.reference_level)
+            indices, router = compiled.choose(
+                samples.float(), self.early(state.samples), frames, budgets, state.router, shared
+            )
+            choice = torch.from_numpy(indices)
+        else:
+            asked = self.router.calibrated(budgets.to(self.router.asked))
+            logits, router = self.router_logits(samples, state, frames, asked)
+            choice = (logits.mean(0, keepdim=True).expand_as(logits) if shared else logits).argmax(2)
+        return torch.tensor(self.config.ufs, device=samples.device)[choice], state._replace(router=router)
+
+    def early(self, samples: int) -> int:
+        """Samples that the next frame brings besides a hop, ``samples`` after the start: the first brings more."""
+        return 0 if samples else self.first_samples - self.hop
 
     def router_logits(
         self, samples: Tensor, state: DemucsState, frames: int, budget: Tensor
     ) -> tuple[Tensor, RouterState]:
         """`Router.forward` on what the next ``frames`` frames bring; silence stands in for samples to come."""
         assert self.router is not None and state.router
-        # The first frame of a stream brings more than a hop; what precedes the last hop is context.
-        early = 0 if state.samples else self.first_samples - self.hop
+        # What precedes the last hop is context.
+        early = self.early(state.samples)
         x = samples.to(self._signal_dtype) / self.config.reference_level
         x = nn.functional.pad(x, (0, early + frames * self.hop - x.shape[1]))
         context = torch.cat([state.router.samples, x[:, :early]], dim=1)[:, early:]

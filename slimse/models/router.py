@@ -106,7 +106,7 @@ class Router(nn.Module):
         """Compressed band levels ``[B, frames, filters]`` of the context and ``frames`` hops of samples."""
         windows = signal.unfold(1, self.config.kernel_size, self.config.stride)
         rectified = torch.relu(self.conv(windows)).unflatten(1, (-1, self.hop // self.config.stride))
-        return torch.log1p(rectified.mean(2) / _SOFT) / 4
+        return torch.log1p(rectified.mean(2) / SOFT) / 4
 
     def logits(self, levels: Tensor, budget: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, frames, n_ufs]`` for what `levels` gave, and the new state of the recurrent layer."""
@@ -141,7 +141,7 @@ class Router(nn.Module):
         return frames * per_frame, read * self.diagonal.element_size()
 
 
-_SOFT = 1e-3
+SOFT = 1e-3
 """Rectified level, 60 dB below the reference level, under which `log1p` no longer tells levels apart."""
 
 

@@ -1,0 +1,119 @@
+"""The router as one compiled call; see `slimse.models.router.Router`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.router import SOFT, Router, RouterState
+from .kernels import _jit
+from .layout import Ints
+
+
+class CompiledRouter:
+    """A router with the weights of this moment.
+
+    Args:
+        router: float32, on the CPU.
+        reference: the level that its input is divided by.
+    """
+
+    def __init__(self, router: Router, reference: float) -> None:
+        weights = (
+            *(router.conv.weight.t(), router.conv.bias, router.input.weight.t(), router.diagonal, router.bias_hh),
+            *(router.output.weight.t(), router.bias_ih, router.bias_logit, router.budgets, router.asked),
+        )
+        # The vector axis last.
+        self._arrays = [weight.detach().contiguous().numpy().copy() for weight in weights]
+        self._hop, self._stride, self._ufs = router.hop, router.config.stride, len(router.ufs)
+        self._reference = np.float32(reference)
+
+    def choose(
+        self, samples: Tensor, early: int, frames: int, budget: Tensor, state: RouterState, shared: bool
+    ) -> tuple[Ints, RouterState]:
+        """Decide for ``frames`` frames of every stream.
+
+        Args:
+            samples: ``[B, n]``, float32; silence follows them.
+            early: of them, those before the last hop of the first frame, which are context.
+            frames: how many.
+            budget: ``[B]``, before calibration.
+            state: from `Router.initial_state` or the call before. It is not changed.
+            shared: one decision for all streams, from the mean of their logits.
+
+        Returns:
+            Indices of UFs ``[B, frames]``, and the new state.
+        """
+        batch, context = state.samples.shape
+        signal = np.zeros((batch, context + early + frames * self._hop), np.float32)
+        signal[:, :context] = state.samples.numpy()
+        heard = min(samples.shape[1], signal.shape[1] - context)
+        np.divide(samples[:, :heard].numpy(), self._reference, out=signal[:, context : context + heard])
+        hidden = state.hidden.numpy().copy()
+        logits = np.empty((batch, frames, self._ufs), np.float32)
+        _logits(signal[:, early:], self._hop, self._stride, budget.numpy(), hidden, *self._arrays, logits)
+        if shared:
+            logits[:] = logits.mean(0)
+        new = RouterState(torch.from_numpy(signal[:, signal.shape[1] - context :].copy()), torch.from_numpy(hidden))
+        return logits.argmax(2), new
+
+
+@_jit
+def _place(budget, budgets):
+    """The knot below a budget, and how far in octaves it is towards the next."""
+    knots = len(budgets)
+    place = np.log(budget / budgets[0]) / -np.log(budgets[0]) * (knots - 1)
+    low = min(max(int(place), 0), knots - 2)
+    return low, np.float32(min(max(place - low, 0.0), 1.0))
+
+
+@_jit
+def _sigmoid(x):
+    return np.float32(1) / (np.float32(1) + np.exp(-x))
+
+
+@_jit
+def _logits(
+    signal, hop, stride, budget, hidden,
+    conv, conv_bias, into, diagonal, bias_hh, out_of, bias_ih, bias_logit, budgets, asked, logits,
+):  # fmt: skip
+    """Logits of every frame; ``hidden`` is brought forward in place."""
+    taps, filters = conv.shape
+    units, windows = diagonal.shape[1], hop // stride
+    level, window = np.empty(filters, np.float32), np.empty(filters, np.float32)
+    gates, fixed = np.empty(3 * units, np.float32), np.empty(3 * units, np.float32)
+    soft = np.float32(SOFT)
+    for stream in range(len(signal)):
+        low, share = _place(budget[stream], budgets)
+        calibrated = np.exp(np.log(asked[low]) * (1 - share) + np.log(asked[low + 1]) * share)
+        low, share = _place(calibrated, budgets)
+        for j in range(3 * units):
+            fixed[j] = bias_ih[low, j] * (1 - share) + bias_ih[low + 1, j] * share
+        for frame in range(logits.shape[1]):
+            level[:] = 0
+            for position in range(windows):
+                at = frame * hop + position * stride
+                window[:] = conv_bias
+                for tap in range(taps):
+                    x = signal[stream, at + tap]
+                    for i in range(filters):
+                        window[i] += x * conv[tap, i]
+                for i in range(filters):
+                    level[i] += max(window[i], np.float32(0))
+            gates[:] = fixed
+            for i in range(filters):
+                x = np.log1p(level[i] / np.float32(windows) / soft) / np.float32(4)
+                for j in range(3 * units):
+                    gates[j] += x * into[i, j]
+            for j in range(logits.shape[2]):
+                logits[stream, frame, j] = bias_logit[low, j] * (1 - share) + bias_logit[low + 1, j] * share
+            for i in range(units):
+                h = hidden[stream, i]
+                reset = _sigmoid(gates[i] + diagonal[0, i] * h + bias_hh[0, i])
+                update = _sigmoid(gates[units + i] + diagonal[1, i] * h + bias_hh[1, i])
+                new = np.tanh(gates[2 * units + i] + reset * (diagonal[2, i] * h + bias_hh[2, i]))
+                h = new + update * (h - new)
+                hidden[stream, i] = h
+                for j in range(logits.shape[2]):
+                    logits[stream, frame, j] += h * out_of[i, j]
