@@ -201,7 +201,8 @@ class SlimDemucs(nn.Module):
             # One sample has no deviation; 0 leaves the floor alone in the denominator.
             deviation = signal.std(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(signal)
         gates = isinstance(uf, Tensor) and uf.ndim == 3
-        plain = x.dtype == torch.float32 and not gates and not torch.compiler.is_compiling()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        plain = x.dtype == torch.float32 and not gates and not traced
         if backend == "auto" and (self.training or torch.is_grad_enabled() or not plain):
             backend = "torch"
         if backend != "torch" and use_compiled(backend, self):
