@@ -201,7 +201,7 @@ class SlimDemucs(nn.Module):
             # One sample has no deviation; 0 leaves the floor alone in the denominator.
             deviation = signal.std(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(signal)
         gates = isinstance(uf, Tensor) and uf.ndim == 3
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         plain = x.dtype == torch.float32 and not gates and not traced
         if backend == "auto" and (self.training or torch.is_grad_enabled() or not plain):
             backend = "torch"
