@@ -89,8 +89,13 @@ def test_whole_signals_at_any_widths_equal_torch(name, relative_error):
         model(noisy, torch.ones(2, frames, len(ufs)))
 
 
-def test_gradients_take_the_torch_path():
-    assert SlimDemucs("small").eval()(torch.randn(1, 1, 300)).requires_grad
+def test_gradients_and_traces_take_the_torch_path(relative_error):
+    model = random_model(CONFIGS["small"])
+    assert model(torch.randn(1, 1, 300)).requires_grad
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.randn(1, 1, 300), check_trace=False)
+        noisy = torch.randn(1, 1, 300)
+        assert relative_error(traced(noisy), model(noisy)) < 1e-5
 
 
 @torch.no_grad()

@@ -173,7 +173,8 @@ class SlimDemucs(nn.Module):
     def _runs_compiled(self, x: Tensor, uf: UF | Auto) -> bool:
         """Whether a whole signal runs on the compiled path: in inference, where nobody needs its gradient."""
         gates = isinstance(uf, Tensor) and uf.ndim == 3
-        plain = x.dtype == torch.float32 and not gates and not torch.compiler.is_compiling()
+        traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        plain = x.dtype == torch.float32 and not gates and not traced
         if self.backend == "auto" and (self.training or torch.is_grad_enabled() or not plain):
             return False
         return use_compiled(self.backend, self)
@@ -181,8 +182,16 @@ class SlimDemucs(nn.Module):
     def route(self, noisy: Tensor, budget: Budget) -> Tensor:
         """The UFs that ``model(noisy, "auto", budget)`` runs at: ``[B, frames(T)]`` for ``noisy`` ``[B, 1, T]``."""
         self._check(noisy)
-        state = self.initial_state(noisy.shape[0])
-        return self.decide(noisy[:, 0], state, self.frames(noisy.shape[2]), budget)[0]
+        x, frames, state = noisy[:, 0], self.frames(noisy.shape[2]), self.initial_state(noisy.shape[0])
+        if self.router is None or not self._runs_compiled(x, "auto"):
+            return self.decide(x, state, frames, budget)[0]
+        from ..compiled.router import CompiledRouter
+
+        budgets = self.config.ufs.budgets("auto", budget, len(x))
+        assert budgets is not None and state.router
+        router = CompiledRouter(self.router, self.config.reference_level)
+        choice, _ = router.choose(x, self.early(0), frames, budgets, state.router, shared=False)
+        return torch.tensor(self.config.ufs)[torch.from_numpy(choice)]
 
     def _check(self, noisy: Tensor) -> None:
         if noisy.ndim != 3 or noisy.shape[1] != 1 or noisy.shape[2] < 1:
@@ -243,19 +252,10 @@ class SlimDemucs(nn.Module):
         if self.router is None:
             raise ValueError(NO_ROUTER)
         budgets = self.config.ufs.budgets("auto", budget, samples.shape[0])
-        assert budgets is not None and state.router
-        if use_compiled(self.backend, self):
-            from ..compiled.router import CompiledRouter
-
-            compiled = CompiledRouter(self.router, self.config.reference_level)
-            indices, router = compiled.choose(
-                samples.float(), self.early(state.samples), frames, budgets, state.router, shared
-            )
-            choice = torch.from_numpy(indices)
-        else:
-            asked = self.router.calibrated(budgets.to(self.router.asked))
-            logits, router = self.router_logits(samples, state, frames, asked)
-            choice = (logits.mean(0, keepdim=True).expand_as(logits) if shared else logits).argmax(2)
+        assert budgets is not None
+        asked = self.router.calibrated(budgets.to(self.router.asked))
+        logits, router = self.router_logits(samples, state, frames, asked)
+        choice = (logits.mean(0, keepdim=True).expand_as(logits) if shared else logits).argmax(2)
         return torch.tensor(self.config.ufs, device=samples.device)[choice], state._replace(router=router)
 
     def early(self, samples: int) -> int:
