@@ -1,7 +1,9 @@
 """Triton kernels of SlimSE, imported as ``slimse.kernels``.
 
-`encoder_block` and `decoder_block` run with a width per row, forward and backward. The model does not call them yet: it
-runs on the plain-torch twins in `slimse.ops`, and no kernel has run on a GPU.
+One module per op, each with a forward and a backward launcher: `encoder_block`, `decoder_block`, `slim_conv1d`,
+`slim_conv_transpose1d`, `slim_linear_glu`, `slim_gru`, `slim_lstm` and `diagonal_gru`. They stand on three products
+(`window_gemm`, `overlap_add`, and the gradient of a weight in `prefix_gemm`), on `recurrence` and on `launching`. What
+they compute is tested in Triton's interpreter, and that they compile ahead of time; none has run on a GPU.
 """
 
 if __name__ != "slimse.kernels":

@@ -2,8 +2,8 @@
 
 Dimensions:
     rows: ``B * P`` output positions; row ``n`` is position ``n % n_pos`` of item ``n // n_pos``.
-    WINDOW: ``K * C_in`` elements of a window; windows start ``STRIDE`` positions of ``CHANNELS`` elements apart, so
-        that the matrix of all windows is the input itself, read with overlapping rows.
+    window: ``K * C_in`` elements; windows start ``S`` positions of ``C_in`` elements apart, so that the matrix of all
+        windows is the input itself, read with overlapping rows.
     C: hidden and output channels. A row of width ``k`` has the leading ``k`` hidden channels active.
 
 The fused kernel loops over hidden channels up to the largest width of its rows and never writes them out. Where the
@@ -35,8 +35,8 @@ from .window_gemm import window_product
 
 @triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "width"])
 def _fused_kernel(
-    x_ptr,  # (B, T, CHANNELS), items stride_b positions apart
-    conv_weight_ptr,  # (C, WINDOW), rows [:k] are read
+    x_ptr,  # (B, T, C_in), items stride_b positions apart
+    conv_weight_ptr,  # (C, window), rows [:k] are read
     conv_bias_ptr,  # (C,)
     glu_weight_ptr,  # (C, 2 * C), rows [:k] are read
     glu_bias_ptr,  # (2 * C,)
@@ -48,9 +48,7 @@ def _fused_kernel(
     n_rows,
     n_pos,
     width,
-    STRIDE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,  # `Geometry` of the windows
     C: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -60,21 +58,21 @@ def _fused_kernel(
 ):
     rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, C, BLOCK_T)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, STRIDE, CHANNELS)
+    row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels)
     value = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
     gate = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
     steps = 0
-    if WINDOW <= BLOCK_K:
-        window = load_row_block(row_ptr, 0, WINDOW, BLOCK_K)
+    if ROWS.length <= BLOCK_K:
+        window = load_row_block(row_ptr, 0, ROWS.length, BLOCK_K)
     for h in range(0, k_max, BLOCK_H):
         offs_h = h + tl.arange(0, BLOCK_H)
         units = tl.minimum(offs_h, k_max - 1)
         acc = tl.zeros([BLOCK_T, BLOCK_H], dtype=tl.float32)
-        if WINDOW <= BLOCK_K:
-            weight = load_row_block(conv_weight_ptr + units * WINDOW, 0, WINDOW, BLOCK_K)
+        if ROWS.length <= BLOCK_K:
+            weight = load_row_block(conv_weight_ptr + units * ROWS.length, 0, ROWS.length, BLOCK_K)
             acc = tl.dot(window, tl.trans(weight), acc, input_precision=PRECISION)
         else:
-            acc = row_product(acc, row_ptr, None, conv_weight_ptr, units, WINDOW, WINDOW, BLOCK_K, PRECISION)
+            acc = row_product(acc, row_ptr, None, conv_weight_ptr, units, ROWS.length, ROWS.length, BLOCK_K, PRECISION)
         acc = tl.maximum(acc + tl.load(conv_bias_ptr + units).to(tl.float32)[None, :], 0.0)
         hidden = tl.where(offs_h[None, :] < row_width[:, None], acc, 0.0).to(glu_weight_ptr.dtype.element_ty)
         weight_value = load_weight_block(glu_weight_ptr, 2 * units, offs_c, C, C % BLOCK_C == 0)
@@ -175,8 +173,7 @@ def encoder_block_forward(
         launch_grid(shape, config),
         *(windows.data, conv_weight, conv_bias, glu_weight, glu_bias, y, prefix.rows, order, steps),
         *(windows.stride_b, windows.count, windows.per_item, prefix.bound),
-        **windows.constants("stride", "channels"),
-        WINDOW=windows.length,
+        ROWS=windows.geometry,
         C=channels,
         PRECISION=precision,
         **config.launch_options(),

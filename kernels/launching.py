@@ -62,6 +62,17 @@ class Prefix(NamedTuple):
     rows: Tensor | None = None
 
 
+class Geometry(NamedTuple):
+    """Where the runs of rows lie, as one constant of a kernel; the fields are those of `Rows`."""
+
+    stride: int
+    channels: int
+    length: int
+    taps: int
+    dilation: int
+    padding: int
+
+
 @dataclass(frozen=True)
 class Rows:
     """``batch * per_item`` rows of a channels-last tensor, each ``taps`` runs of ``length`` elements.
@@ -114,10 +125,10 @@ class Rows:
         """Whether no row reaches out of its item."""
         return self.taps == 1 and self.padding == 0
 
-    def constants(self, *names: str) -> dict[str, int]:
-        """The fields called ``names`` as constants of a kernel; all of them by default."""
-        names = names or ("stride", "channels", "length", "taps", "dilation", "padding")
-        return {name.upper(): getattr(self, name) for name in names}
+    @property
+    def geometry(self) -> Geometry:
+        """What a kernel is compiled for."""
+        return Geometry(self.stride, self.channels, self.length, self.taps, self.dilation, self.padding)
 
 
 def packed_time(x: Tensor) -> Tensor:

@@ -63,22 +63,18 @@ def tap_starts(
     n_pos,
     n_time,
     width,
-    STRIDE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    DILATION: tl.constexpr,
-    PADDING: tl.constexpr,
+    ROWS: tl.constexpr,  # their `Geometry`
 ):
     """Offsets of run ``tap`` of the rows, and how many of its elements are active: none outside of an item."""
-    pos = (rows % n_pos) * STRIDE + (tap * DILATION - PADDING)
+    pos = (rows % n_pos) * ROWS.stride + (tap * ROWS.dilation - ROWS.padding)
     inside = mask_t & (pos >= 0) & (pos < n_time)
     pos = tl.where(inside, pos, 0)
     item = rows // n_pos
     if width_ptr is not None:
-        active = tl.where(inside, tl.minimum(tl.load(width_ptr + item * n_time + pos), LENGTH), 0)
+        active = tl.where(inside, tl.minimum(tl.load(width_ptr + item * n_time + pos), ROWS.length), 0)
     else:
         active = tl.where(inside, width, 0)
-    return (item.to(tl.int64) * stride_b + pos) * CHANNELS, active
+    return (item.to(tl.int64) * stride_b + pos) * ROWS.channels, active
 
 
 @triton.jit
@@ -138,8 +134,8 @@ def load_cut_block(row_ptr, active, offs, LENGTH: tl.constexpr, BLOCK: tl.conste
 )
 def _weight_grad_kernel(
     hidden_ptr,  # rows of J, HIDDEN_CHANNELS apart
-    data_ptr,  # rows of TAPS runs of LENGTH
-    partial_ptr,  # (splits, n_units, TAPS, LENGTH) fp32
+    data_ptr,  # rows of several runs
+    partial_ptr,  # (splits, n_units, taps, length) fp32
     bias_ptr,  # (splits, n_units) fp32 or None
     width_ptr,  # (n_rows,) int32 or None: active units of a row of hidden
     width_in_ptr,  # (batch * n_time,) int32 or None: active elements of a run
@@ -152,12 +148,7 @@ def _weight_grad_kernel(
     rows_per_split,
     width,
     width_in,
-    STRIDE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    TAPS: tl.constexpr,
-    DILATION: tl.constexpr,
-    PADDING: tl.constexpr,
+    ROWS: tl.constexpr,  # `Geometry` of the data
     CUT: tl.constexpr,  # whether a run may be inactive in part
     HIDDEN_CHANNELS: tl.constexpr,
     J: tl.constexpr,
@@ -168,8 +159,8 @@ def _weight_grad_kernel(
     PRECISION: tl.constexpr,
 ):
     offs_j = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
-    tap = tl.program_id(1) % TAPS
-    offs_m = tl.program_id(1) // TAPS * BLOCK_M + tl.arange(0, BLOCK_M)
+    tap = tl.program_id(1) % ROWS.taps
+    offs_m = tl.program_id(1) // ROWS.taps * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(2)
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, n_rows)
@@ -186,32 +177,22 @@ def _weight_grad_kernel(
         hidden_rows = hidden_ptr + row_starts(rows, n_pos, hidden_stride_b, 1, HIDDEN_CHANNELS)
         hidden = load_cut_block(hidden_rows, row_width, offs_j, J, BLOCK_J)
         if CUT:
-            starts, active = tap_starts(
-                rows,
-                offs_t < last,
-                tap,
-                width_in_ptr,
-                stride_b,
-                n_pos,
-                n_time,
-                width_in,
-                STRIDE,
-                CHANNELS,
-                LENGTH,
-                DILATION,
-                PADDING,
-            )
-            data = load_cut_block(data_ptr + starts, active, offs_m, LENGTH, BLOCK_M)
+            starts, active = tap_starts(rows, offs_t < last, tap, width_in_ptr, stride_b, n_pos, n_time, width_in, ROWS)
+            data = load_cut_block(data_ptr + starts, active, offs_m, ROWS.length, BLOCK_M)
         else:
-            ptrs = (data_ptr + row_starts(rows, n_pos, stride_b, STRIDE, CHANNELS))[:, None] + offs_m[None, :]
-            data = tl.load(ptrs) if LENGTH % BLOCK_M == 0 else tl.load(ptrs, mask=(offs_m < LENGTH)[None, :], other=0.0)
+            ptrs = (data_ptr + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels))[:, None] + offs_m[None, :]
+            data = (
+                tl.load(ptrs)
+                if ROWS.length % BLOCK_M == 0
+                else tl.load(ptrs, mask=(offs_m < ROWS.length)[None, :], other=0.0)
+            )
         acc = tl.dot(tl.trans(hidden), data, acc, input_precision=PRECISION)
         if bias_ptr is not None:
             bias += tl.sum(hidden.to(tl.float32), axis=0)
     mask_j = offs_j < n_units
     units = split.to(tl.int64) * n_units + offs_j
-    ptrs = partial_ptr + ((units * TAPS + tap) * LENGTH)[:, None] + offs_m[None, :]
-    tl.store(ptrs, acc, mask=mask_j[:, None] & (offs_m < LENGTH)[None, :])
+    ptrs = partial_ptr + ((units * ROWS.taps + tap) * ROWS.length)[:, None] + offs_m[None, :]
+    tl.store(ptrs, acc, mask=mask_j[:, None] & (offs_m < ROWS.length)[None, :])
     if bias_ptr is not None and tl.program_id(1) == 0:
         tl.store(bias_ptr + units, bias, mask=mask_j)
 
@@ -220,10 +201,12 @@ def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee
     """A tile for ``rows`` x ``cols`` outputs that compiles without spills (seen in ahead-of-time builds)."""
     fits = 64 if dtype == torch.float32 and precision != "tf32" else 128
     rows, cols = (min(max(triton.next_power_of_2(n), 16), fits) for n in (rows, cols))
+    num_warps = 8 if rows * cols >= 2048 else 4
     if fits == 64:
-        return Tile(rows, cols, 16, num_warps=8 if rows * cols > 2048 else 4, num_stages=2)
-    depth = 64 if dtype != torch.float32 and rows * cols == fits**2 else 32
-    return Tile(rows, cols, depth, num_warps=8 if rows * cols >= 4096 else 4, num_stages=3)
+        return Tile(rows, cols, 16, num_warps, num_stages=2)
+    if dtype == torch.float32:
+        return Tile(rows, min(cols, 64), 32, num_warps, num_stages=3)
+    return Tile(rows, cols, 64 if rows * cols == fits**2 else 32, num_warps, num_stages=3)
 
 
 def weight_grad(
@@ -274,7 +257,7 @@ def weight_grad(
         *(hidden.data, data.data, partial, partial_bias, width.rows, width_in.rows),
         *(hidden.stride_b, data.stride_b, rows, data.per_item, data.data.shape[1], active, per_split),
         *(width.bound, width_in.bound),
-        **data.constants(),
+        ROWS=data.geometry,
         CUT=cut,
         HIDDEN_CHANNELS=hidden.channels,
         J=units,

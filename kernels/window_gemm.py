@@ -18,7 +18,7 @@ from .prefix_gemm import load_cut_block, load_row_block, load_row_tile, row_prod
 def _cut_product(
     acc,
     x_ptr,
-    weight_ptr,  # (GROUPS, J, TAPS, PITCH)
+    weight_ptr,  # (GROUPS, J, taps, PITCH)
     width_in_ptr,  # (batch * n_time,) int32 or None
     rows,
     mask_t,
@@ -27,38 +27,19 @@ def _cut_product(
     n_pos,
     n_time,
     width_in,
-    STRIDE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    TAPS: tl.constexpr,
-    DILATION: tl.constexpr,
-    PADDING: tl.constexpr,
+    ROWS: tl.constexpr,  # their `Geometry`
     PITCH: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """``acc + rows @ weight[units].T`` over the active elements of every run."""
-    for tap in range(0, TAPS):
-        starts, active = tap_starts(
-            rows,
-            mask_t,
-            tap,
-            width_in_ptr,
-            stride_b,
-            n_pos,
-            n_time,
-            width_in,
-            STRIDE,
-            CHANNELS,
-            LENGTH,
-            DILATION,
-            PADDING,
-        )
+    for tap in range(0, ROWS.taps):
+        starts, active = tap_starts(rows, mask_t, tap, width_in_ptr, stride_b, n_pos, n_time, width_in, ROWS)
         k_in = tl.max(active, axis=0)
         for depth in range(0, k_in, BLOCK_K):
             offs = depth + tl.arange(0, BLOCK_K)
-            x = load_cut_block(x_ptr + starts, active, offs, LENGTH, BLOCK_K)
-            weight = load_row_block(weight_ptr + (units * TAPS + tap) * PITCH, depth, LENGTH, BLOCK_K)
+            x = load_cut_block(x_ptr + starts, active, offs, ROWS.length, BLOCK_K)
+            weight = load_row_block(weight_ptr + (units * ROWS.taps + tap) * PITCH, depth, ROWS.length, BLOCK_K)
             weight = tl.where((offs < k_in)[None, :], weight, 0.0)
             acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
     return acc
@@ -66,8 +47,8 @@ def _cut_product(
 
 @triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_time", "width", "width_in"])
 def _window_kernel(
-    x_ptr,  # rows of TAPS runs of LENGTH; group g reads LENGTH elements on
-    weight_ptr,  # (GROUPS, J, TAPS, PITCH), rows [:UNIT * k] are read
+    x_ptr,  # rows of several runs; group g reads a run's length further on
+    weight_ptr,  # (GROUPS, J, taps, PITCH), rows [:UNIT * k] are read
     bias_ptr,  # (GROUPS * J,) or None
     forward_ptr,  # (n_rows, GROUPS * J): result after a ReLU whose gradient this is, or None
     out_ptr,  # (n_rows, GROUPS * J), columns [:UNIT * k] of a row and group are written
@@ -80,12 +61,7 @@ def _window_kernel(
     n_time,
     width,
     width_in,
-    STRIDE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    TAPS: tl.constexpr,
-    DILATION: tl.constexpr,
-    PADDING: tl.constexpr,
+    ROWS: tl.constexpr,  # their `Geometry`
     PITCH: tl.constexpr,
     CUT: tl.constexpr,  # whether a run may be inactive in part
     J: tl.constexpr,
@@ -109,7 +85,7 @@ def _window_kernel(
             if CUT:
                 acc = _cut_product(
                     acc,
-                    x_ptr + group * LENGTH,
+                    x_ptr + group * ROWS.length,
                     weight_ptr,
                     width_in_ptr,
                     rows,
@@ -119,19 +95,14 @@ def _window_kernel(
                     n_pos,
                     n_time,
                     width_in,
-                    STRIDE,
-                    CHANNELS,
-                    LENGTH,
-                    TAPS,
-                    DILATION,
-                    PADDING,
+                    ROWS,
                     PITCH,
                     BLOCK_K,
                     PRECISION,
                 )
             else:
-                row_ptr = x_ptr + group * LENGTH + row_starts(rows, n_pos, stride_b, STRIDE, CHANNELS)
-                acc = row_product(acc, row_ptr, None, weight_ptr, units, LENGTH, PITCH, BLOCK_K, PRECISION)
+                row_ptr = x_ptr + group * ROWS.length + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels)
+                acc = row_product(acc, row_ptr, None, weight_ptr, units, ROWS.length, PITCH, BLOCK_K, PRECISION)
         if bias_ptr is not None:
             acc += tl.load(bias_ptr + units).to(tl.float32)[None, :]
         if RELU:
@@ -194,7 +165,7 @@ def window_product(
         (triton.cdiv(rows.count, tile.rows), triton.cdiv(written, tile.cols), groups),
         *(rows.data, weight, bias, forward, out, width.rows, width_in.rows, order),
         *(rows.stride_b, rows.count, rows.per_item, rows.data.shape[1], width.bound, width_in.bound),
-        **rows.constants(),
+        ROWS=rows.geometry,
         PITCH=pitch,
         CUT=cut,
         J=cols,

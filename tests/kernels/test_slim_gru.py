@@ -72,7 +72,7 @@ def check(distance, args, width, grad, grad_last, config):
 @pytest.mark.parametrize("config", [RESIDENT, STREAMED], ids=["resident", "streamed"])
 @pytest.mark.parametrize(
     ("batch", "time", "groups", "inputs", "units", "width"),
-    [(1, 1, 1, 1, 1, 1), (2, 5, 2, 3, 20, 20), (17, 2, 1, 4, 8, 3), (2, 4, 3, 5, 18, 17), (2, 3, 1, 2, 6, 0)],
+    [(1, 1, 1, 1, 1, 1), (2, 4, 2, 3, 20, 20), (17, 2, 1, 4, 8, 3), (2, 2, 3, 5, 18, 17), (2, 3, 1, 2, 6, 0)],
 )
 def test_matches_the_twin_at_one_width(distance, device, batch, time, groups, inputs, units, width, config):
     args, grad, grad_last = make(batch, time, groups, inputs, units, device)
@@ -80,18 +80,18 @@ def test_matches_the_twin_at_one_width(distance, device, batch, time, groups, in
 
 
 def test_every_step_at_its_own_width(distance, device):
-    args, grad, grad_last = make(3, 6, 2, 4, 20, device)
+    args, grad, grad_last = make(3, 4, 2, 4, 20, device)
     for widths in ([0, 1, 17, 20], [5]):
-        width = torch.tensor(widths, device=device)[torch.randint(len(widths), (3, 6), device=device)]
+        width = torch.tensor(widths, device=device)[torch.randint(len(widths), (3, 4), device=device)]
         check(distance, args, width, grad, grad_last, None)
 
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_inactive_units_are_never_used(device, ragged):
-    args, grad, grad_last = make(2, 4, 2, 3, 20, device)
-    width = torch.randint(0, 8, (2, 4), device=device) if ragged else 7
+    args, grad, grad_last = make(2, 3, 1, 3, 20, device)
+    width = torch.randint(0, 8, (2, 3), device=device) if ragged else 7
     k = int(width.max()) if ragged else width
-    for config in (None, STREAMED):
+    for config in (STREAMED,) if ragged else (RESIDENT, STREAMED):
         outputs, grads = run(args, width, grad, grad_last, config)
         poisoned = [args[0], *(t.clone() for t in args[1:5]), args[5]]
         for weight in poisoned[1:5]:
@@ -104,7 +104,7 @@ def test_inactive_units_are_never_used(device, ragged):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("config", [RESIDENT, STREAMED], ids=["resident", "streamed"])
 def test_half_precision_is_as_close_as_torch(distance, device, dtype, config):
-    args, grad, grad_last = make(2, 6, 2, 8, 20, device, dtype)
+    args, grad, grad_last = make(2, 4, 1, 8, 20, device, dtype)
     exact, exact_grads = twin(args, 18, grad, grad_last)
     torchs, torchs_grads = twin(args, 18, grad, grad_last, dtype)
     ours, grads = run(args, 18, grad, grad_last, config)
