@@ -48,7 +48,7 @@ class TrainConfig:
     through: float = 1.0
     """Factor on the straight-through gradient of the routed output that reaches the router. 0 leaves it to `guide` what
     widths are worth; the backbone still learns to run at what the router chooses."""
-    guide: float = 30.0
+    guide: float = 100.0
     """Weight of what the widths of the step were worth at each frame (`frame_benefit`), in the router's loss. Benefits
     are about 0.01 per frame, small beside the pull to the budget."""
     router_rate: float = 3.0
