@@ -165,6 +165,16 @@ def test_stages_train_what_they_should():
         gradients = {name: p.grad is not None and bool(p.grad.any()) for name, p in module.model.named_parameters()}
         assert {ok for name, ok in gradients.items() if not name.startswith("router.")} == {backbone}, stage
         assert {ok for name, ok in gradients.items() if name.startswith("router.")} == {router}, stage
+    # Without a gradient through the gates, the router still learns from measured benefits, and the backbone from it.
+    for stage in ("router", "joint"):
+        module = module_of(replace(CONFIG, stage=stage, through=0.0))
+        routed = []
+        module.model.register_forward_pre_hook(lambda _, args, routed=routed: routed.append(args[1]))
+        module.training_step(batch, 0).backward()
+        assert all(p.grad.any() for p in module.model.router.parameters())
+        gates = [uf for uf in routed if isinstance(uf, torch.Tensor)]
+        assert len(gates) == (stage == "joint")
+        assert not any(uf.requires_grad for uf in gates)
     with pytest.raises(ValueError, match="a model with a router"):
         SlimmableTraining(CONFIG, SlimDemucs("small"))
 

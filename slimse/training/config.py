@@ -45,7 +45,10 @@ class TrainConfig:
     emphasis: float = 1.0
     """How much more a hard item counts in the router's loss: its weight is the ratio of noise level to speech level (of
     input, between -20 and 10 dB) to this power. 0 counts all alike."""
-    guide: float = 30.0
+    through: float = 1.0
+    """Factor on the straight-through gradient of the routed output that reaches the router. 0 leaves it to `guide` what
+    widths are worth; the backbone still learns to run at what the router chooses."""
+    guide: float = 100.0
     """Weight of what the widths of the step were worth at each frame (`frame_benefit`), in the router's loss. Benefits
     are about 0.01 per frame, small beside the pull to the budget."""
     router_rate: float = 3.0

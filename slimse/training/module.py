@@ -110,9 +110,14 @@ class SlimmableTraining(lightning.LightningModule):
         logits, _ = model.router_logits(noisy[:, 0], model.initial_state(items), frames, budget)
         temperature = temperature_at(config, self.global_step)
         gates = straight_through_gates(logits, noise, temperature)
-        enhanced = model(noisy, gates)
         weight = difficulty(noisy, clean) ** config.emphasis
-        own = (weight * self.loss.per_item(enhanced, clean, noisy)).mean()
+        own = noisy.new_zeros(())
+        # With a frozen backbone and no gradient through the gates, nothing would learn from the routed output.
+        if config.stage == "joint" or config.through:
+            fixed = gates.detach()
+            enhanced = model(noisy, fixed + config.through * (gates - fixed) if config.through else fixed)
+            own = (weight * self.loss.per_item(enhanced, clean, noisy)).mean()
+            own = own + config.distill * _distance(enhanced, wide, noisy)
         use, parts = self.routing(gates, budget, model.router.knot_weights(budget))
         guide = noisy.new_zeros(())
         for run in runs:
@@ -123,7 +128,7 @@ class SlimmableTraining(lightning.LightningModule):
             guide = guide + ((shares @ cost) * benefit * weight[run.part, None]).mean() / len(runs)
         self.log_dict({"train/routed": own.detach(), "train/guide": guide.detach()})
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
-        return own + use + config.guide * guide + config.distill * _distance(enhanced, wide, noisy)
+        return own + use + config.guide * guide
 
     def _drawn(self, items: int, draw: Callable[[Generator, int], Any]) -> Tensor:
         """The share of this process in what the step draws for the items of all processes."""
