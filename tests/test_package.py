@@ -84,8 +84,8 @@ def speech():
     return torch.from_numpy(soundfile.read(bundled_clip(), dtype="float32")[0])
 
 
-def test_weights_are_the_paper_preset_with_a_card(model):
-    assert model.config == slimse.PRESETS["paper"]
+def test_weights_are_the_dynamic_preset_with_a_card(model):
+    assert model.config == slimse.PRESETS["dynamic"]
     assert not model.training
     card = (Path(slimse.__file__).parent / "weights" / "paper.md").read_text()
     for part in ("Data", "Training", "Quality", "Licence", "LibriSpeech", "PESQ"):
