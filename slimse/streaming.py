@@ -14,12 +14,13 @@ from torch import Tensor
 from .compiled import STEP_FRAMES, use_compiled
 from .deadline import DeadlineController
 from .models import DemucsState, SlimDemucs
-from .models.router import NO_ROUTER
 from .width import UF, Auto, Budget
 
 Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
 
 _Wanted: TypeAlias = tuple[UF | Auto, Budget | None]
+_Chosen: TypeAlias = UF | NDArray[np.int64]
+"""UFs, or an array of indices into the model's."""
 
 
 class StreamerState(NamedTuple):
@@ -143,7 +144,7 @@ class Streamer:
         fresh = self.model.initial_state(self.streams or 1, self._input_std)
         self.state = StreamerState(fresh, pending, *self._own)
         self._kind: Any = pending
-        self._ran: tuple[UF | NDArray[np.int64], int] = (self.model.config.ufs[-1], 0)
+        self._ran: tuple[_Chosen, int] = (self.model.config.ufs[-1], 0)
 
     def feed(self, chunk: Chunk, uf: UF | Auto | None = None, budget: Budget | None = None) -> Chunk:
         """Take samples, give back those that are ready.
@@ -180,6 +181,7 @@ class Streamer:
             frames = min(frames, STEP_FRAMES)
             used = model.early(state.samples) + frames * model.hop
             chosen, state = self._decided(pending[:, :used], state, frames, wanted)
+            assert not isinstance(chosen, np.ndarray)
             out, state = model.step(pending[:, :used], state, chosen)
             outputs.append(out)
             ufs.append(self._per_frame(chosen, frames))
@@ -199,7 +201,9 @@ class Streamer:
         Returns:
             ``[m]`` or ``[streams, m]``, of the kind of the last chunk (a float32 tensor if there was none).
         """
-        state, pending = self.state.model, self.state.pending
+        state, pending = self._state, self._pending
+        if self._compiled is not None:
+            state, pending = state._replace(samples=self._compiled.samples), self._compiled.pending
         left = self.model.frames_left(state, pending.shape[1])
         if isinstance(uf, Tensor) and uf.ndim > 1:
             wanted: _Wanted = (uf, None)
@@ -209,7 +213,11 @@ class Streamer:
             wanted = self._last
         with torch.no_grad():
             chosen, state = self._decided(pending, state, max(left, 1), wanted)
-            out = self.model.finish(pending, state, chosen) if self._compiled is None else self._compiled.finish(chosen)
+            if self._compiled is not None:
+                out = self._compiled.finish(chosen)
+            else:
+                assert not isinstance(chosen, np.ndarray)
+                out = self.model.finish(pending, state, chosen)
         kind = self._kind
         self.reset()
         self._ran = chosen, left
@@ -217,47 +225,51 @@ class Streamer:
 
     def _feed_compiled(self, samples: Tensor, wanted: _Wanted) -> tuple[Tensor, int]:
         """As `_feed_torch`. Of the state, samples and router are kept here, the rest in the compiled streams."""
-        compiled, model = self._compiled, self.model
+        compiled = self._compiled
         assert compiled is not None
-        uf, budget = wanted
-        chosen: UF | NDArray[np.int64] = self._limited(uf) if not isinstance(uf, str) else model.config.ufs[-1]
-        if isinstance(uf, str):
-            heard, done = torch.cat([compiled.pending, samples], dim=1), compiled.samples
-            if frames := self._completed(heard.shape[1], done):
-                assert compiled.router is not None and isinstance(budget, Tensor) and self._state.router
-                used = model.early(done) + frames * model.hop
-                chosen, router = compiled.router.choose(
-                    heard[:, :used], model.early(done), frames, budget, self._state.router, self.shared
-                )
-                if self._controller is not None:
-                    chosen = np.minimum(chosen, model.config.ufs.index(self.limit))
-                self._state = self._state._replace(router=router)
+        chosen: _Chosen = self.model.config.ufs[-1]
+        if not isinstance(wanted[0], str):
+            chosen = self._limited(wanted[0])
+        else:
+            heard, state = torch.cat([compiled.pending, samples], dim=1), self._state._replace(samples=compiled.samples)
+            if frames := self._completed(heard.shape[1], state.samples):
+                used = self.model.early(state.samples) + frames * self.model.hop
+                chosen, self._state = self._decided(heard[:, :used], state, frames, wanted)
         out, frames = compiled.feed(samples, chosen)
         self._ran = chosen, frames
         return out, frames
 
     def _completed(self, samples: int, done: int) -> int:
         """Frames that ``samples`` samples complete, ``done`` samples after the start."""
-        first = self.model.hop if done else self.model.first_samples
-        return max(1 + (samples - first) // self.model.hop, 0)
+        return max((samples - self.model.early(done)) // self.model.hop, 0)
 
-    def _decided(self, samples: Tensor, state: DemucsState, frames: int, wanted: _Wanted) -> tuple[UF, DemucsState]:
+    def _decided(
+        self, samples: Tensor, state: DemucsState, frames: int, wanted: _Wanted
+    ) -> tuple[_Chosen, DemucsState]:
         """The UFs of the next frames, as given or from the router, and no wider than the limit."""
         uf, budget = wanted
-        if isinstance(uf, str):
-            assert budget is not None
-            uf, state = self.model.decide(samples, state, frames, budget, shared=self.shared)
-        return self._limited(uf), state
+        if not isinstance(uf, str):
+            return self._limited(uf), state
+        assert isinstance(budget, Tensor)
+        if self._compiled is None:
+            chosen, state = self.model.decide(samples, state, frames, budget, shared=self.shared)
+            return self._limited(chosen), state
+        assert self._compiled.router is not None and state.router
+        early = self.model.early(state.samples)
+        choice, router = self._compiled.router.choose(samples, early, frames, budget, state.router, self.shared)
+        return self._limited(choice), state._replace(router=router)
 
-    def _limited(self, uf: UF) -> UF:
+    def _limited(self, uf: _Chosen) -> _Chosen:
         if self._controller is None:
             return uf
+        if isinstance(uf, np.ndarray):
+            return np.minimum(uf, self.model.config.ufs.index(self.limit))
         return uf.clamp(max=self.limit) if isinstance(uf, Tensor) else min(uf, self.limit)
 
-    def _per_frame(self, uf: UF | NDArray[np.int64], frames: int) -> Tensor:
-        """UFs ``[streams, frames]``; an array holds indices into the model's."""
+    def _per_frame(self, uf: _Chosen, frames: int) -> Tensor:
+        """UFs ``[streams, frames]``."""
         if isinstance(uf, np.ndarray):
-            return torch.tensor(self.model.config.ufs)[torch.from_numpy(uf)]
+            return self.model.config.ufs.at(torch.from_numpy(uf))
         ufs = torch.as_tensor(uf, device=self._pending.device)
         return (ufs.unsqueeze(1) if ufs.ndim == 1 else ufs).expand(self.streams or 1, frames)
 
@@ -271,13 +283,10 @@ class Streamer:
         """Reject a bad UF or budget before any sample has been taken."""
         if isinstance(uf, Tensor) and uf.ndim > 1:
             raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a float or [streams]")
-        budgets = self.model.config.ufs.budgets(uf, budget, self.streams or 1)
-        if isinstance(uf, str):
-            if self.model.router is None:
-                raise ValueError(NO_ROUTER)
-        elif isinstance(uf, Tensor):
+        budgets = self.model.budgets(uf, budget, self.streams or 1)
+        if isinstance(uf, Tensor):
             self.model.config.ufs.schedule(uf, self.streams or 1, 1)
-        else:
+        elif not isinstance(uf, str):
             uf = self.model.config.ufs.validate(uf)
         return uf, budgets
 

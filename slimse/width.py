@@ -158,6 +158,10 @@ class WidthSet(tuple[float, ...]):
             raise ValueError(f"uf = {uf[~found].flatten()[0].item():g} is not one of this model's widths {tuple(self)}")
         return hit.to(torch.int8).argmax(-1)
 
+    def at(self, indices: Tensor) -> Tensor:
+        """The UFs at positions in this set (float32, same shape and device): the inverse of `indices`."""
+        return torch.tensor([*self], device=indices.device)[indices]
+
     def schedule(self, uf: UF, batch: int, frames: int) -> Schedule:
         """Resolve what a caller passed as ``uf`` into the schedule of one call.
 

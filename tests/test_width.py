@@ -94,3 +94,8 @@ def test_positions_belong_to_the_frame_that_a_streamer_computes_them_in(kernel_s
 
 def test_the_last_frame_owns_the_tail_of_a_decoder():
     assert FrameMap(2, 4, 2).decoder_frames(1, 8, 3).tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
+
+
+def test_positions_and_ufs_are_inverse():
+    positions = torch.tensor([[3, 0], [1, 2]])
+    assert WidthSet((0.125, 0.25, 0.5, 1.0)).indices(WidthSet((0.125, 0.25, 0.5, 1.0)).at(positions)).equal(positions)

@@ -23,7 +23,6 @@ from ..audio.enhance import dry_share, enhance_file
 from ..audio.files import Job, plan_jobs, read_info
 from ..checkpoint import DEFAULT, load
 from ..models import SlimDemucs
-from ..streaming import Streamer
 from ..width import Auto
 
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
@@ -143,7 +142,7 @@ def _width(
     budget = budget if quality is None else _BUDGETS[quality]
     if budget is None:
         return model.config.ufs.validate(1.0 if uf is None else uf), None
-    Streamer(model, "auto", budget=budget)
+    model.budgets("auto", budget, 1)
     return "auto", budget
 
 

@@ -164,7 +164,7 @@ class SlimDemucs(nn.Module):
         if self._runs_compiled(x, uf):
             from ..compiled.network import enhance
 
-            budgets = self.config.ufs.budgets(uf, budget, x.shape[0])
+            budgets = self.budgets(uf, budget, x.shape[0])
             chosen = uf if budgets is None else self.route(noisy, budgets)
             assert not isinstance(chosen, str)
             return enhance(self, x, chosen, deviation).unsqueeze(1)
@@ -187,11 +187,18 @@ class SlimDemucs(nn.Module):
             return self.decide(x, state, frames, budget)[0]
         from ..compiled.router import CompiledRouter
 
-        budgets = self.config.ufs.budgets("auto", budget, len(x))
+        budgets = self.budgets("auto", budget, len(x))
         assert budgets is not None and state.router
         router = CompiledRouter(self.router, self.config.reference_level)
         choice, _ = router.choose(x, self.early(0), frames, budgets, state.router, shared=False)
-        return torch.tensor(self.config.ufs)[torch.from_numpy(choice)]
+        return self.config.ufs.at(torch.from_numpy(choice))
+
+    def budgets(self, uf: UF | Auto, budget: Budget | None, batch: int) -> Tensor | None:
+        """As `WidthSet.budgets`; raises a `ValueError` also for ``"auto"`` where there is no router."""
+        values = self.config.ufs.budgets(uf, budget, batch)
+        if values is not None and self.router is None:
+            raise ValueError(NO_ROUTER)
+        return values
 
     def _check(self, noisy: Tensor) -> None:
         if noisy.ndim != 3 or noisy.shape[1] != 1 or noisy.shape[2] < 1:
@@ -249,14 +256,12 @@ class SlimDemucs(nn.Module):
         Raises:
             ValueError: for a model without a router, or a budget out of range.
         """
-        if self.router is None:
-            raise ValueError(NO_ROUTER)
-        budgets = self.config.ufs.budgets("auto", budget, samples.shape[0])
-        assert budgets is not None
+        budgets = self.budgets("auto", budget, samples.shape[0])
+        assert budgets is not None and self.router is not None
         asked = self.router.calibrated(budgets.to(self.router.asked))
         logits, router = self.router_logits(samples, state, frames, asked)
         choice = (logits.mean(0, keepdim=True).expand_as(logits) if shared else logits).argmax(2)
-        return torch.tensor(self.config.ufs, device=samples.device)[choice], state._replace(router=router)
+        return self.config.ufs.at(choice), state._replace(router=router)
 
     def early(self, samples: int) -> int:
         """Samples that the next frame brings besides a hop, ``samples`` after the start: the first brings more."""
@@ -295,7 +300,7 @@ class SlimDemucs(nn.Module):
         """
         if not self.config.causal:
             raise ValueError("a bidirectional model cannot stream: it needs the whole signal")
-        first = self.hop if state.samples else self.first_samples
+        first = self.early(state.samples) + self.hop
         extra = samples.shape[1] - first if samples.ndim == 2 else -1
         if extra < 0 or extra % self.hop:
             raise ValueError(
@@ -330,7 +335,7 @@ class SlimDemucs(nn.Module):
         self, samples: Tensor, state: DemucsState, frames: int, uf: UF | Auto, budget: Budget | None
     ) -> tuple[Schedule, DemucsState]:
         """Resolve what a caller passed, with the router where it is asked."""
-        budgets = self.config.ufs.budgets(uf, budget, samples.shape[0])
+        budgets = self.budgets(uf, budget, samples.shape[0])
         if budgets is not None:
             uf, state = self.decide(samples, state, frames, budgets)
         assert not isinstance(uf, str)
