@@ -15,7 +15,7 @@ pytest.importorskip("lightning", reason="training needs the extra slimse[train]"
 from slimse.training.config import TrainConfig, recipe_names
 from slimse.training.losses import EnhancementLoss, LoudnessDistance
 from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
-from slimse.training.module import SlimmableTraining
+from slimse.training.module import SlimmableTraining, wandering
 from slimse.training.optimizer import MuonAdamW, orthogonalise
 from slimse.training.run import train
 
@@ -70,6 +70,30 @@ def test_items_depend_on_seed_and_index_alone(data):
     assert torch.equal(first[5][1], later[2][1])
     assert not torch.equal(first[5][0], first[6][0])
     assert not torch.equal(first[5][0], mixer(data, seed=2)[5][0])
+
+
+def test_wandering_widths_stay_for_a_while_and_use_all():
+    indices = wandering(np.random.default_rng(0), 4, 2000, 4).numpy()
+    assert indices.shape == (4, 2000)
+    assert np.bincount(indices.ravel()).min() > 0.2 * indices.size
+    # A fifth of the frames draw anew, and a quarter of those draw what there was.
+    assert (indices[:, 1:] != indices[:, :-1]).mean() == pytest.approx(0.15, abs=0.02)
+    assert len({tuple(row) for row in indices}) == 4
+
+
+def test_mixed_steps_train_at_widths_that_change(data, monkeypatch):
+    model = SlimDemucs("small")
+    module = SlimmableTraining(CONFIG.override(mixed=0.999), model)
+    monkeypatch.setattr(module, "log", lambda *_: None)
+    called = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda x, uf: called.append(uf) or forward(x, uf))
+    noisy, clean = (torch.stack(pair) for pair in zip(*(mixer(data)[i] for i in range(3)), strict=True))
+    monkeypatch.setattr(SlimmableTraining, "global_step", 0)
+    module.training_step((noisy, clean), 0).backward()
+    assert called[0] == 1.0
+    assert called[1].shape == (CONFIG.narrow_batch, model.frames(8000))
+    assert len(called[1].unique()) > 2
 
 
 def test_mixtures_keep_their_promises(data):

@@ -34,6 +34,9 @@ class TrainConfig:
     """How many of them a narrow width sees."""
     narrow_widths: int = 2
     """Narrow widths per step besides the widest: 1 takes turns between the smallest and a random one, 2 runs both."""
+    mixed: float = 0.0
+    """Share of the steps whose narrow part changes its width every few frames: what never happened in training is rough
+    where widths change."""
     fixed_uf: float = 1.0
     """The width of stage ``fixed``."""
     budget_low: float = 0.125
@@ -106,7 +109,7 @@ class TrainConfig:
             raise ValueError(f"narrow_widths = {self.narrow_widths!r}: expected 1 or 2")
         if self.narrow_batch > self.batch:
             raise ValueError(f"narrow_batch = {self.narrow_batch}: expected at most batch = {self.batch}")
-        for name in ("decay", "ema"):
+        for name in ("decay", "ema", "mixed"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number in [0, 1)")
 

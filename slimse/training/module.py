@@ -89,6 +89,13 @@ class SlimmableTraining(lightning.LightningModule):
         if config.narrow_widths == 1:
             narrow_ufs = narrow_ufs[self.global_step % 2 :][:1]
         loss, runs = noisy.new_zeros(()), []
+        if config.stage != "router" and rng.random() < config.mixed:
+            part = torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])
+            mixture = wandering(rng, len(part), self.model.frames(noisy.shape[2]), len(ufs))
+            enhanced = self.model(noisy[part], ufs.at(mixture.to(noisy.device)))
+            own = self.loss(enhanced, clean[part], noisy[part])
+            self.log("train/mixed", own.detach())
+            return own + config.distill * _distance(enhanced, wide[part], noisy[part]), runs
         # A different part of the batch for each, so that no item is left to the widest width alone for long.
         for uf in narrow_ufs:
             part = torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])
@@ -166,6 +173,15 @@ def _distance(enhanced: Tensor, teacher: Tensor, noisy: Tensor) -> Tensor:
     """L1 distance from a teacher's output, relative to the level of the noisy signal."""
     level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
     return nn.functional.l1_loss(enhanced.float() / level, teacher.float() / level)
+
+
+def wandering(rng: Generator, items: int, frames: int, n_ufs: int) -> Tensor:
+    """Indices of UFs ``[items, frames]`` that stay for five frames on average and then are drawn anew, evenly."""
+    draws = rng.integers(n_ufs, size=(items, frames))
+    stays = rng.random((items, frames)) < 0.8
+    stays[:, 0] = False
+    latest = np.maximum.accumulate(np.where(stays, 0, np.arange(frames)), axis=1)
+    return torch.from_numpy(np.take_along_axis(draws, latest, axis=1))
 
 
 def temperature_at(config: TrainConfig, step: int) -> float:
