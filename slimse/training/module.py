@@ -85,25 +85,24 @@ class SlimmableTraining(lightning.LightningModule):
     def _narrow(self, noisy: Tensor, clean: Tensor, wide: Tensor) -> tuple[Tensor, list[NarrowRun]]:
         config, ufs = self.config, self.model.config.ufs
         rng = np.random.default_rng([config.seed, self.global_step])
-        narrow_ufs = [ufs[0], float(rng.choice(ufs[1:-1] or ufs[:1]))] if len(ufs) > 1 else []
+        narrow_ufs: list[float | None] = [ufs[0], float(rng.choice(ufs[1:-1] or ufs[:1]))] if len(ufs) > 1 else []
         if config.narrow_widths == 1:
             narrow_ufs = narrow_ufs[self.global_step % 2 :][:1]
-        loss, runs = noisy.new_zeros(()), []
-        if config.stage != "router" and rng.random() < config.mixed:
-            part = torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])
-            mixture = wandering(rng, len(part), self.model.frames(noisy.shape[2]), len(ufs))
-            enhanced = self.model(noisy[part], ufs.at(mixture.to(noisy.device)))
-            own = self.loss(enhanced, clean[part], noisy[part])
-            self.log("train/mixed", own.detach())
-            return own + config.distill * _distance(enhanced, wide[part], noisy[part]), runs
+        # What widths are worth is measured at one width each: the router's stage has no use for mixed ones.
+        if narrow_ufs and config.stage != "router" and rng.random() < config.mixed:
+            narrow_ufs = [None]
+        loss = noisy.new_zeros(())
+        runs: list[NarrowRun] = []
         # A different part of the batch for each, so that no item is left to the widest width alone for long.
         for uf in narrow_ufs:
             part = torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])
-            narrow = self.model(noisy[part], uf)
+            mixture = wandering(rng, len(part), self.model.frames(noisy.shape[2]), len(ufs))
+            narrow = self.model(noisy[part], ufs.at(mixture.to(noisy.device)) if uf is None else uf)
             own = self.loss(narrow, clean[part], noisy[part])
-            self.log(f"train/{uf}", own.detach())
+            self.log(f"train/{uf or 'mixed'}", own.detach())
             loss = loss + own + config.distill * _distance(narrow, wide[part], noisy[part])
-            runs.append(NarrowRun(part, uf, narrow.detach()))
+            if uf is not None:
+                runs.append(NarrowRun(part, uf, narrow.detach()))
         return loss, runs
 
     def _routed(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
