@@ -1,4 +1,4 @@
-"""One noisy file at every UF: the sound, a picture of it, and what it costs."""
+"""One noisy file at every UF and by the router: the sound, a picture of it, and what it costs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .audio.enhance import block_length, enhance, enhance_file
 from .audio.files import AtomicWriter, read_blocks, read_info, read_tags
 from .models import SlimDemucs
 from .profiling import profile
+from .width import Auto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,13 +32,20 @@ _WINDOW_SECONDS = 0.032
 _COLUMNS = 1200
 """Most columns of a spectrogram, about as many as the picture has pixels across."""
 _RANGE_DB = 60.0
+BUDGET = 0.25
+"""Of the router's row."""
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One UF of a demo."""
+    """One UF of a demo, or what the router made of a budget."""
 
     uf: float
+    """Mean over the frames."""
+    budget: float | None
+    """None for a row of one UF."""
+    chosen: NDArray[np.float32]
+    """UF of every frame, ``[frames]``."""
     path: Path
     """The enhanced file."""
     macs_per_sample: float
@@ -67,16 +75,16 @@ def check_plotting() -> None:
 def run_demo(
     source: str | os.PathLike[str], folder: str | os.PathLike[str], model: SlimDemucs, *, force: bool = False
 ) -> list[DemoRow]:
-    """Write ``noisy.wav``, ``enhanced_uf*.wav`` per UF and ``demo.png`` into ``folder``.
+    """Write ``noisy.wav``, ``enhanced_uf*.wav`` per UF, ``enhanced_auto.wav`` and ``demo.png`` into ``folder``.
 
     Args:
         source: noisy file of any rate and number of channels, which the outputs keep.
         folder: made if it is missing.
-        model: what enhances, at all of its UFs.
+        model: what enhances, at all of its UFs and, if it has a router, at the budget `BUDGET`.
         force: replace files of these names.
 
     Returns:
-        One row per UF, rising.
+        One row per UF, rising, and the router's.
 
     Raises:
         FileNotFoundError: if there is no ``source``.
@@ -89,19 +97,26 @@ def run_demo(
     if not source.is_file():
         raise FileNotFoundError(f"no such file: {source}")
     info = read_info(source)
-    targets = {uf: folder / f"enhanced_uf{uf:g}.wav" for uf in model.config.ufs}
+    targets: dict[float | Auto, Path] = {uf: folder / f"enhanced_uf{uf:g}.wav" for uf in model.config.ufs}
+    if model.router is not None:
+        targets["auto"] = folder / "enhanced_auto.wav"
     noisy, picture = folder / "noisy.wav", folder / "demo.png"
     _check_targets(source, [noisy, *targets.values(), picture], force=force)
     duration = _copy(source, noisy, force=force)
-    macs = {width.uf: width.macs_per_sample for width in profile(model).widths}
+    costs = profile(model)
+    fixed = {width.uf: width.macs_per_sample for width in costs.widths}
     rows = []
     for uf, target in targets.items():
+        budget = BUDGET if uf == "auto" else None
         # The first call at a UF prepares its weights; that must not count.
-        enhance(np.zeros((info.channels, info.sample_rate // 4), np.float32), info.sample_rate, uf, model=model)
+        silence = np.zeros((info.channels, info.sample_rate // 4), np.float32)
+        enhance(silence, info.sample_rate, uf, budget=budget, model=model)
         start = time.perf_counter()
-        enhance_file(source, target, model, uf, force=force)
+        chosen = enhance_file(source, target, model, uf, budget=budget, force=force)
         seconds = time.perf_counter() - start
-        rows.append(DemoRow(uf, target, macs[uf], macs[uf] / macs[1.0], seconds, seconds / duration))
+        macs = costs.macs_per_sample(torch.from_numpy(chosen)) if uf == "auto" else fixed[uf]
+        share = macs / costs.widths[-1].macs_per_sample
+        rows.append(DemoRow(float(chosen.mean()), budget, chosen, target, macs, share, seconds, seconds / duration))
     draw(noisy, rows, picture, title=source.name)
     return rows
 
@@ -173,13 +188,26 @@ def draw(noisy: Path, rows: Sequence[DemoRow], picture: Path, *, title: str) -> 
         image = _panel(axis, level, extent, top)
     axes[0].set_title("noisy", loc="left", fontsize=10, fontweight="bold")
     for axis, row in zip(axes[1:], rows, strict=True):
-        axis.set_title(f"UF {row.uf:g}", loc="left", fontsize=10, fontweight="bold")
+        name = f"UF {row.uf:g}" if row.budget is None else f"router, budget {row.budget:g}: average UF {row.uf:.2f}"
+        axis.set_title(name, loc="left", fontsize=10, fontweight="bold")
         axis.set_title(f"{row.macs_per_sample:,.0f} MACs/sample ({row.share:.0%})", loc="right", fontsize=10)
+        if row.budget is not None:
+            _overlay(axis, row.chosen, info.frames / info.sample_rate, [row.uf for row in rows if row.budget is None])
     axes[-1].set_xlabel("time [s]")
     figure.supylabel("frequency [kHz]", fontsize=10)
     bar = figure.colorbar(image, ax=list(axes), pad=0.01, aspect=12 * len(levels))
     bar.set_label("level [dB, 0 dB: sine at full scale]")
     figure.savefig(picture, format="png")
+
+
+def _overlay(axis: Axes, chosen: NDArray[np.float32], seconds: float, ufs: Sequence[float]) -> None:
+    """Draw the UF of every frame over a spectrogram, on an axis of its own on the right."""
+    right = axis.twinx()
+    right.step(np.linspace(0, seconds, len(chosen), endpoint=False), chosen, where="post", color="white", lw=0.8)
+    right.set_yscale("log", base=2)
+    right.set_ylim(ufs[0] / 1.3, ufs[-1] * 1.3)
+    right.set_yticks(ufs, [f"{uf:g}" for uf in ufs], fontsize=8)
+    right.minorticks_off()
 
 
 def _start(path: Path, samples: int) -> NDArray[np.float32]:

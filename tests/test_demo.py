@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,11 +15,12 @@ import torch
 from typer.testing import CliRunner
 
 import slimse.demo
-from slimse import SlimDemucs
+from slimse import PRESETS, SlimDemucs
 from slimse.audio.enhance import enhance
 from slimse.checkpoint import save
 from slimse.cli import app
 from slimse.demo import bundled_clip, run_demo, spectrogram
+from slimse.models import RouterConfig
 from slimse.profiling import profile
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,29 @@ def test_writes_sound_at_every_uf_and_a_picture(tmp_path: Path, model: SlimDemuc
     assert rows[-1].share == 1
     width, height = picture_size(tmp_path / "new" / "out" / "demo.png")
     assert width >= 1200 and height >= 1000
+
+
+@plot
+def test_router_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
+    model = SlimDemucs(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
+    assert model.router is not None
+    model.router.output.weight.mul_(30)
+    drawn = []
+    overlay = slimse.demo._overlay
+    monkeypatch.setattr(slimse.demo, "_overlay", lambda *args: drawn.append(args) or overlay(*args))
+    source = write(tmp_path / "in.wav", subtype="FLOAT", channels=2)
+    row = run_demo(source, tmp_path / "out", model)[-1]
+    noisy, rate = soundfile.read(source, dtype="float32")
+    enhanced, _ = soundfile.read(tmp_path / "out" / "enhanced_auto.wav", dtype="float32")
+    np.testing.assert_allclose(enhanced.T, enhance(noisy.T, rate, "auto", budget=row.budget, model=model), atol=1e-6)
+    signal = torch.from_numpy(noisy.T.copy())
+    chosen, _ = model.decide(signal, model.initial_state(2), model.frames(len(noisy)), row.budget, shared=True)
+    np.testing.assert_array_equal(row.chosen, chosen[0])
+    assert row.uf == pytest.approx(chosen[0].mean().item())
+    assert row.macs_per_sample == pytest.approx(profile(model).macs_per_sample(chosen[0]))
+    assert len(drawn) == 1 and drawn[0][1] is row.chosen
 
 
 @plot

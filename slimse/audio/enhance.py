@@ -261,7 +261,7 @@ def enhance_file(
     dry: float = 0.0,
     force: bool = False,
     progress: Callable[[float], None] | None = None,
-) -> None:
+) -> Array:
     """Enhance one file into another, block by block.
 
     Rate, channels, length and tags are the input's; the format as in `writable_format`. Memory does not grow with the
@@ -276,6 +276,9 @@ def enhance_file(
         dry: share of the input in the output, see `dry_share`.
         force: replace ``target`` if it exists.
         progress: called with the seconds of sound of each block that is done; may raise to stop.
+
+    Returns:
+        The UFs at which its frames ran, ``[frames]``.
 
     Raises:
         FileExistsError: if ``target`` exists, unless ``force``.
@@ -295,6 +298,7 @@ def enhance_file(
             if progress is not None:
                 progress(block.shape[1] / info.sample_rate)
         writer.write(_named(source, enhancer.flush))
+    return network.ufs()
 
 
 def _named(source: Path, call: Callable[..., Array], *args: Array) -> Array:

@@ -29,6 +29,9 @@ class Network(Protocol):
     def flush(self) -> Array:
         """Give back the rest."""
 
+    def ufs(self) -> Array:
+        """The UFs of the frames so far, which all channels share: ``[frames]``."""
+
 
 class _CausalNetwork:
     def __init__(
@@ -38,12 +41,20 @@ class _CausalNetwork:
         std = None if input_std is None else input_std.to(self._device)
         # One decision for all channels, or their quality would change against each other.
         self._streamer = Streamer(model, uf, budget=budget, streams=channels, shared=True, input_std=std)
+        self._ufs: list[Array] = []
 
     def feed(self, chunk: Array) -> Array:
-        return to_array(self._streamer.feed(torch.from_numpy(chunk).to(self._device)))
+        return self._note(self._streamer.feed(torch.from_numpy(chunk).to(self._device)))
 
     def flush(self) -> Array:
-        return to_array(self._streamer.flush())
+        return self._note(self._streamer.flush())
+
+    def ufs(self) -> Array:
+        return np.concatenate(self._ufs) if self._ufs else np.zeros(0, np.float32)
+
+    def _note(self, out: Tensor) -> Array:
+        self._ufs.append(to_array(self._streamer.ufs[0]))
+        return to_array(out)
 
 
 class _BidirectionalNetwork:
@@ -66,6 +77,10 @@ class _BidirectionalNetwork:
             noisy = torch.from_numpy(signal).to(next(self._model.parameters()).device).unsqueeze(1)
             # One channel after the other: the network's activations are many times the size of the signal.
             return np.concatenate([to_array(self._model(row.unsqueeze(0), self._uf)[0]) for row in noisy])
+
+    def ufs(self) -> Array:
+        samples = sum(chunk.shape[1] for chunk in self._chunks)
+        return np.full(self._model.frames(samples) if samples else 0, self._uf, np.float32)
 
 
 def to_array(tensor: Tensor) -> Array:

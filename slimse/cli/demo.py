@@ -1,4 +1,4 @@
-"""``slimse demo``: hear and see what a model does at each UF."""
+"""``slimse demo``: hear and see what a model does at each UF, and by its router."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ..demo import DemoRow, bundled_clip, check_plotting, run_demo
 
 def _table(rows: list[DemoRow]) -> Table:
     table = Table()
-    for title in ("UF", "MACs/sample", "of UF 1", "seconds", "real-time factor"):
+    for title in ("width", "UF", "MACs/sample", "of UF 1", "seconds", "real-time factor"):
         table.add_column(title, justify="right")
     for row in rows:
         cost = f"{row.macs_per_sample:,.0f}", f"{row.share:.0%}"
-        table.add_row(f"{row.uf:g}", *cost, f"{row.seconds:.2f}", f"{row.real_time_factor:.3f}")
+        width = f"UF {row.uf:g}" if row.budget is None else f"budget {row.budget:g}"
+        table.add_row(width, f"{row.uf:.3g}", *cost, f"{row.seconds:.2f}", f"{row.real_time_factor:.3f}")
     return table
 
 
@@ -31,7 +32,7 @@ def demo(
     weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.")] = checkpoint.DEFAULT,
     force: Annotated[bool, typer.Option("--force", help="Replace files of an earlier demo.")] = False,
 ) -> None:
-    """Write noisy and enhanced sound at each UF, and a picture of both, into a folder."""
+    """Write noisy and enhanced sound at each UF and by the router, and a picture of all, into a folder."""
     check_plotting()
     model = checkpoint.load(weights)
     rows = run_demo(bundled_clip() if file is None else file, output, model, force=force)
