@@ -179,6 +179,32 @@ def test_stages_train_what_they_should():
         SlimmableTraining(CONFIG, SlimDemucs("small"))
 
 
+def test_the_router_stage_measures_every_width_at_several_budgets(monkeypatch):
+    module = module_of(replace(CONFIG, stage="router", through=0.0, budgets_per_item=3))
+    model, batch = module.model, some_pairs()
+    # Widths that differ, and a deaf router, so that its shares are those of the budgets.
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(1 + torch.rand_like(parameter))
+        model.router.output.weight.zero_()
+    ran, asked = [], []
+    forward, logits = model.forward, model.router_logits
+    monkeypatch.setattr(model, "forward", lambda x, uf: ran.append((len(x), uf)) or forward(x, uf))
+    monkeypatch.setattr(model, "router_logits", lambda x, s, f, b: asked.append(b) or logits(x, s, f, b))
+    logged = {}
+    module.log_dict = logged.update
+    module.training_step(batch, 0)
+    assert ran == [(4, uf) for uf in model.config.ufs]
+    assert len(asked[0]) == 12 and len(asked[0].unique()) == 12
+    shares = (model.router.knot_weights(asked[0]) @ model.router.bias_logit).softmax(-1).unflatten(0, (3, 4)).mean(0)
+    outputs = [forward(batch[0], uf) for uf in model.config.ufs]
+    worth = torch.stack([frame_benefit(*batch, outputs[-1], out, model.hop, model.frames(4000)) for out in outputs])
+    weighted = worth.mean(2).t() * difficulty(*batch)[:, None] ** CONFIG.emphasis
+    assert float(logged["train/guide"]) == pytest.approx((shares * weighted).sum(1).mean().item(), rel=1e-3)
+    with pytest.raises(ValueError, match="budgets_per_item = 2"):
+        replace(CONFIG, budgets_per_item=2)
+
+
 def test_the_router_decides_alike_under_autocast():
     """Validation during a run in bf16 routes as inference does."""
     model = module_of().model.eval()

@@ -48,12 +48,15 @@ class TrainConfig:
     emphasis: float = 1.0
     """How much more a hard item counts in the router's loss: its weight is the ratio of noise level to speech level (of
     input, between -20 and 10 dB) to this power. 0 counts all alike."""
+    budgets_per_item: int = 1
+    """Budgets at which the router sees each item: in stage ``router`` they cost little beside running the widths."""
     through: float = 1.0
     """Factor on the straight-through gradient of the routed output that reaches the router. 0 leaves it to `guide` what
     widths are worth; the backbone still learns to run at what the router chooses."""
     guide: float = 100.0
     """Weight of what the widths of the step were worth at each frame (`frame_benefit`), in the router's loss. Benefits
-    are about 0.01 per frame, small beside the pull to the budget."""
+    are about 0.01 per frame, small beside the pull to the budget. Stage ``router`` measures all widths; elsewhere those
+    that do not run are taken to lie between in proportion to their octaves."""
     router_rate: float = 3.0
     """Learning rate of the router, in units of that of all else."""
     temperature: float = 1.0
@@ -107,6 +110,10 @@ class TrainConfig:
             )
         if self.narrow_widths not in (1, 2):
             raise ValueError(f"narrow_widths = {self.narrow_widths!r}: expected 1 or 2")
+        if self.budgets_per_item < 1 or (self.budgets_per_item > 1 and (self.stage != "router" or self.through)):
+            raise ValueError(
+                f"budgets_per_item = {self.budgets_per_item}: expected 1, or more in stage 'router' with through = 0"
+            )
         if self.narrow_batch > self.batch:
             raise ValueError(f"narrow_batch = {self.narrow_batch}: expected at most batch = {self.batch}")
         for name in ("decay", "ema", "mixed"):

@@ -71,16 +71,20 @@ class SlimmableTraining(lightning.LightningModule):
             loss = self.loss(self.model(noisy, self.config.fixed_uf), clean, noisy)
             self.log(f"train/{self.config.fixed_uf}", loss.detach())
             return loss
-        # A frozen backbone still tells the router what its widths are worth.
-        with torch.set_grad_enabled(stage != "router"):
-            wide = self.model(noisy, widest)
-            loss = self.loss(wide, clean, noisy)
-            self.log(f"train/{widest}", loss.detach())
-            narrow, runs = self._narrow(noisy, clean, wide.detach())
-        if stage == "backbone":
-            return loss + narrow
-        routed = self._routed(noisy, clean, wide.detach(), runs)
-        return loss + narrow + routed if stage == "joint" else routed
+        if stage == "router":
+            # A frozen backbone still tells the router what its widths are worth; in `eval` it may run compiled.
+            self.model.eval()
+            with torch.no_grad():
+                outputs = {uf: self.model(noisy, uf) for uf in self.model.config.ufs}
+            items = torch.arange(len(noisy))
+            runs = [NarrowRun(items, uf, output) for uf, output in outputs.items() if uf != widest]
+            return self._routed(noisy, clean, outputs[widest], runs)
+        wide = self.model(noisy, widest)
+        loss = self.loss(wide, clean, noisy)
+        self.log(f"train/{widest}", loss.detach())
+        narrow, runs = self._narrow(noisy, clean, wide.detach())
+        loss = loss + narrow
+        return loss + self._routed(noisy, clean, wide.detach(), runs) if stage == "joint" else loss
 
     def _narrow(self, noisy: Tensor, clean: Tensor, wide: Tensor) -> tuple[Tensor, list[NarrowRun]]:
         config, ufs = self.config, self.model.config.ufs
@@ -88,8 +92,7 @@ class SlimmableTraining(lightning.LightningModule):
         narrow_ufs: list[float | None] = [ufs[0], float(rng.choice(ufs[1:-1] or ufs[:1]))] if len(ufs) > 1 else []
         if config.narrow_widths == 1:
             narrow_ufs = narrow_ufs[self.global_step % 2 :][:1]
-        # What widths are worth is measured at one width each: the router's stage has no use for mixed ones.
-        if narrow_ufs and config.stage != "router" and rng.random() < config.mixed:
+        if narrow_ufs and rng.random() < config.mixed:
             narrow_ufs = [None]
         loss = noisy.new_zeros(())
         runs: list[NarrowRun] = []
@@ -108,12 +111,13 @@ class SlimmableTraining(lightning.LightningModule):
     def _routed(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
         config, model = self.config, self.model
         assert model.router is not None and self.routing is not None
-        frames, items = model.frames(noisy.shape[2]), len(noisy)
+        views = noisy.repeat(config.budgets_per_item, 1, 1)
+        frames, items = model.frames(noisy.shape[2]), len(views)
         low, high = np.log(config.budget_low), np.log(config.budget_high)
         budget = self._drawn(items, lambda rng, n: np.exp(rng.uniform(low, high, n))).to(noisy)
         budget = budget.clamp(config.budget_low, config.budget_high)
         noise = self._drawn(items, lambda rng, n: rng.gumbel(size=(n, frames, len(model.config.ufs)))).to(noisy)
-        logits, _ = model.router_logits(noisy[:, 0], model.initial_state(items), frames, budget)
+        logits, _ = model.router_logits(views[:, 0], model.initial_state(items), frames, budget)
         temperature = temperature_at(config, self.global_step)
         gates = straight_through_gates(logits, noise, temperature)
         weight = difficulty(noisy, clean) ** config.emphasis
@@ -125,16 +129,21 @@ class SlimmableTraining(lightning.LightningModule):
             own = (weight * self.loss.per_item(enhanced, clean, noisy)).mean()
             own = own + config.distill * _distance(enhanced, wide, noisy)
         use, parts = self.routing(gates, budget, model.router.knot_weights(budget))
+        shares = torch.softmax(logits / temperature, dim=-1).unflatten(0, (-1, len(noisy))).mean(0)
         guide = noisy.new_zeros(())
         for run in runs:
             benefit = frame_benefit(noisy[run.part], clean[run.part], wide[run.part], run.output, model.hop, frames)
-            octaves = -np.log2(run.uf)
-            cost = -torch.tensor(model.config.ufs, device=noisy.device).log2() / octaves
-            shares = torch.softmax(logits[run.part] / temperature, dim=-1)
-            guide = guide + ((shares @ cost) * benefit * weight[run.part, None]).mean() / len(runs)
+            guide = guide + ((shares[run.part] @ self._forgone(run.uf)) * benefit * weight[run.part, None]).mean()
         self.log_dict({"train/routed": own.detach(), "train/guide": guide.detach()})
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
         return own + use + config.guide * guide
+
+    def _forgone(self, uf: float) -> Tensor:
+        """What share of the benefit of the widest UF over ``uf`` is lost at each of the UFs."""
+        ufs = torch.tensor(self.model.config.ufs, device=self.device)
+        if self.config.stage == "router":
+            return (ufs == uf).float()
+        return ufs.log2() / np.log2(uf) / self.config.narrow_widths
 
     def _drawn(self, items: int, draw: Callable[[Generator, int], Any]) -> Tensor:
         """The share of this process in what the step draws for the items of all processes."""
