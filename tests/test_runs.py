@@ -145,7 +145,8 @@ def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(voicebank,
     module(*whole_batch()).backward()
     for name, parameter in module.model.named_parameters():
         assert parameter.grad.norm() > 0
-        assert (gradients[name] - parameter.grad).norm() <= 1e-4 * parameter.grad.norm(), name
+        # Sums of single precision in another order; an item left out would show in the first digit.
+        assert (gradients[name] - parameter.grad).norm() <= 1e-3 * parameter.grad.norm(), name
     for name, tensor in module.routing.state_dict().items():
         assert torch.allclose(routing[name], tensor, atol=1e-6), name
     assert slimse.load(tmp_path / "run" / "model.safetensors").router is not None
