@@ -239,7 +239,7 @@ def overlap_add(
     layout = Layout.of(channels, taps, stride, dilation, padding, whole=width_out is None)
     blocks = triton.cdiv(n_time + padding, stride)
     cut_out, width_out = width_out is not None, width_out or Prefix(channels)
-    tile = select_tile(batch * blocks, layout.cols, weight.dtype, precision)
+    tile = select_tile(batch * blocks, layout.cols, weight.dtype, precision, launching.capability(weight.device))
     launching.launch(
         _overlap_add_kernel,
         (*tile.grid(batch * blocks, layout.cols), layout.phases),

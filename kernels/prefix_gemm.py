@@ -199,7 +199,7 @@ def _weight_grad_kernel(
         tl.store(bias_ptr + units, bias, mask=mask_j)
 
 
-def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee") -> Tile:
+def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee", capability: int = 80) -> Tile:
     """A tile for ``rows`` x ``cols`` outputs that compiles without spills (seen in ahead-of-time builds)."""
     fits = 64 if dtype == torch.float32 and precision != "tf32" else 128
     rows, cols = (min(max(triton.next_power_of_2(n), 16), fits) for n in (rows, cols))
@@ -207,7 +207,7 @@ def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee
     if fits == 64:
         return Tile(rows, cols, 16, num_warps, num_stages=2)
     if dtype == torch.float32:
-        return Tile(rows, min(cols, 64), 32, num_warps, num_stages=3)
+        return Tile(rows if capability >= 90 else min(rows, 64), min(cols, 64), 32, num_warps, num_stages=3)
     return Tile(rows, cols, 64 if rows * cols == fits**2 else 32, num_warps, num_stages=3)
 
 
@@ -243,7 +243,7 @@ def weight_grad(
     grad_bias = torch.zeros(units, dtype=dtype, device=device) if bias else None
     if rows == 0 or active == 0:
         return grad, grad_bias
-    tile = select_tile(active, data.length, dtype, precision)
+    tile = select_tile(active, data.length, dtype, precision, launching.capability(device))
     tile = replace(tile, depth=min(tile.depth, 32))
     blocks_j, blocks_m = tile.grid(active, data.length)
     splits, per_split = _splits(rows, blocks_j * blocks_m * data.taps, tile.depth)

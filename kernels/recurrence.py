@@ -142,7 +142,8 @@ def select_config(
         return RecurrentConfig(True, tile, tile, 8 if tile == 128 else 4)
     if half:
         return RecurrentConfig(False, min(tile, 32 if small else 64), min(tile, 64), 4)
-    return RecurrentConfig(False, min(tile, 64 if precision == "tf32" else 32), min(tile, 32), 4)
+    large = precision == "tf32" and capability >= 90
+    return RecurrentConfig(False, min(tile, 64 if large else 32), min(tile, 32), 4)
 
 
 def launch_loop(

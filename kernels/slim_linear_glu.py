@@ -225,7 +225,7 @@ def output_cut(
 
 def _half_tile(rows: Rows, cols: int, weight: Tensor, precision: str) -> Tile:
     """A tile for ``cols`` outputs that come from twice as many sums."""
-    tile = select_tile(rows.count, 2 * cols, weight.dtype, precision)
+    tile = select_tile(rows.count, 2 * cols, weight.dtype, precision, launching.capability(weight.device))
     return replace(tile, cols=max(tile.cols // 2, 16))
 
 

@@ -157,7 +157,7 @@ def window_product(
     if rows.count == 0 or (active == 0 and not zero):
         return out
     written = cols if zero else active
-    tile = select_tile(rows.count, written, weight.dtype, precision)
+    tile = select_tile(rows.count, written, weight.dtype, precision, launching.capability(weight.device))
     cut = width_in is not None or not rows.plain
     width_in = width_in or Prefix(rows.length)
     launching.launch(
