@@ -4,8 +4,9 @@
 
 prints what each compiled kernel needs (registers, shared memory), the occupancy that these allow at most and the kind
 of its matrix instructions, and exits with 1 if any on an NVIDIA target spills, does not fit, or multiplies half
-precision or TF32 without tensor cores. `--quick` compiles a part that stands for the whole, `--json` prints one object
-a line.
+precision or TF32 without tensor cores. Without `--target` and `--dtype` all of them have their turn, which takes hours;
+Triton keeps what it has compiled, so that a second call goes on where the first one was stopped. `--quick` compiles a
+part that stands for the whole, `--summary` prints a line for every target and dtype, `--json` one object a line.
 
 The launchers themselves are called, on tensors without memory, and Triton compiles what they launch instead of
 launching it: arguments, constants and their specialisation are those of a real call. No time is measured here.
@@ -311,11 +312,11 @@ class Cases:
         yield "diagonal gru backward", partial(diagonal_gru_backward, out, state, out, *given)
 
 
-QUICK = {"sm_80": ("bf16",), "sm_90": ("fp32", "tf32", "bf16"), "sm_100": ("fp16",), "gfx942": ("fp16",)}
+QUICK = {"sm_80": ("tf32", "bf16"), "sm_90": ("fp32", "tf32", "bf16"), "sm_100": ("fp16",), "gfx942": ("fp16",)}
 """What `--quick` compiles: most for one chip, one dtype for each of the others."""
 
 
-def rows(target: str, dtype: str, *, quick: bool, match: str = "") -> Iterator[dict[str, object]]:
+def rows(target: str, dtype: str, *, quick: bool, match: str = "") -> Iterator[dict[str, Any]]:
     """Compile and measure; one row for every kernel that differs from all before it."""
     seen = set()
     for batch, frames in ((CLIPS, round(SECONDS * 62.5)), (1, 1))[: 1 if quick else 2]:
@@ -339,6 +340,19 @@ def rows(target: str, dtype: str, *, quick: bool, match: str = "") -> Iterator[d
                 }
 
 
+def summary(target: str, dtype: str, found: list[dict[str, Any]]) -> dict[str, object]:
+    """One row for all of a target and dtype: the largest of what kernels need, and what is wrong with each."""
+    return {
+        "target": target,
+        "dtype": dtype,
+        "kernels": len(found),
+        "spilling": sum(row["spilled"] > 0 for row in found),
+        **{name: max((row[name] for row in found), default=0) for name in ("spilled", "registers", "shared")},
+        "instructions": ", ".join(sorted({re.match(r"v_mfma|\w+", row["instruction"])[0] for row in found})),
+        "wrong": [f"{row['case']}: {row['kernel']} {'; '.join(row['wrong'])}" for row in found if row["wrong"]],
+    }
+
+
 def main() -> None:
     """Compile, print, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -346,28 +360,19 @@ def main() -> None:
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: all")
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--quick", action="store_true", help="a part that stands for the whole")
+    parser.add_argument("--summary", action="store_true", help="a line for every target and dtype")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a Markdown table")
     args = parser.parse_args()
-    wrong = 0
-    columns = (
-        "target",
-        "dtype",
-        "case",
-        "kernel",
-        "registers",
-        "spilled",
-        "shared",
-        "warps",
-        "occupancy",
-        "instruction",
-    )
-    if not args.json:
-        print("|", " | ".join(columns), "| wrong |\n|" + " --- |" * (len(columns) + 1))
+    wrong, first = 0, not args.json
     for target in args.target or TARGETS:
         for dtype in args.dtype or (QUICK[target] if args.quick else DTYPES):
-            for row in rows(target, dtype, quick=args.quick, match=args.match):
+            found = rows(target, dtype, quick=args.quick, match=args.match)
+            for row in (summary(target, dtype, list(found)),) if args.summary else found:
                 wrong += bool(row["wrong"])
-                cells = [*(str(row[name]) for name in columns), "; ".join(row["wrong"])]
+                if first:
+                    print("|", " | ".join(row), "|\n|" + " --- |" * len(row))
+                    first = False
+                cells = [str(cell) for cell in (row | {"wrong": "; ".join(row["wrong"])}).values()]
                 print(json.dumps(row) if args.json else "| " + " | ".join(cells) + " |", flush=True)
     sys.exit(1 if wrong else 0)
 

@@ -2,12 +2,12 @@
 
 Dimensions:
     rows: ``B * T`` input positions.
-    blocks: ``B * n_blocks`` output blocks of ``S`` positions, ``COLS = S * C_out`` elements; an item has
-        ``n_blocks = T + REACH - 1`` of them, where ``REACH = K / S``. Block ``m`` sums tap ``i`` of row ``m - i``.
+    blocks: ``B * n_blocks`` output blocks of ``S`` positions, ``cols = S * C_out`` elements; an item has
+        ``n_blocks = T + taps - 1`` of them, where ``taps = K / S``. Block ``m`` sums tap ``i`` of row ``m - i``.
     C: input and hidden channels. A row of width ``k`` has the leading ``k`` hidden channels active.
 
 A hidden channel's value and gate rows lie side by side, so both come from one product with ``2 k`` leading rows. The
-fused kernel gathers: every output block computes the hidden channels of its ``REACH`` rows, loops over them up to
+fused kernel gathers: every output block computes the hidden channels of its ``taps`` rows, loops over them up to
 their largest width, and never writes them out. As they are computed once per tap and per tile of columns, two launches
 are cheaper where the columns do not fit one tile. The backward pass writes them out too.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import launching
 from .launching import BlockConfig, Prefix, Rows
-from .overlap_add import load_tap_rows, overlap_add, store_blocks
+from .overlap_add import Layout, load_tap_rows, overlap_add, store_blocks
 from .prefix_gemm import load_row_tile, load_weight_block, row_starts, weight_grad
 from .slim_linear_glu import glu_units, output_cut, output_cut_grads
 from .window_gemm import window_product
@@ -33,9 +33,9 @@ def _fused_kernel(
     skip_ptr,  # (B, n_pos, C), items stride_skip positions apart, positions SKIP_CHANNELS elements; or None
     glu_weight_ptr,  # (C, 2, C), rows [:k] are read
     glu_bias_ptr,  # (C, 2)
-    conv_weight_ptr,  # (C, REACH * COLS), rows [:k] are read
-    conv_bias_ptr,  # (OUT_CHANNELS,) or None
-    out_ptr,  # (n_rows, COLS)
+    conv_weight_ptr,  # (C, taps * cols), rows [:k] are read
+    conv_bias_ptr,  # (C_out,) or None
+    out_ptr,  # (n_rows, cols)
     width_ptr,  # (B * n_pos,) int32 or None
     order_ptr,  # (n_rows,) int32 or None: of the output blocks
     steps_ptr,  # (row tiles, column tiles) int32 or None
@@ -48,9 +48,7 @@ def _fused_kernel(
     CHANNELS: tl.constexpr,
     SKIP_CHANNELS: tl.constexpr,
     C: tl.constexpr,
-    COLS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    REACH: tl.constexpr,
+    OUT: tl.constexpr,  # `Layout`
     RELU: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -62,7 +60,7 @@ def _fused_kernel(
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     acc = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
     steps = 0
-    for tap in range(0, REACH):
+    for tap in range(0, OUT.taps):
         rows, row_width, k_max = load_tap_rows(blocks, mask_t, tap, width_ptr, n_pos, n_blocks, width, C)
         row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, 1, CHANNELS)
         add_ptr = None if skip_ptr is None else skip_ptr + row_starts(rows, n_pos, stride_skip, 1, SKIP_CHANNELS)
@@ -72,8 +70,8 @@ def _fused_kernel(
             )
             offs_h = h + tl.arange(0, BLOCK_H)
             hidden = tl.where(offs_h[None, :] < row_width[:, None], value * gate, 0.0)
-            units = tl.minimum(offs_h, k_max - 1) * REACH + tap
-            weight = load_weight_block(conv_weight_ptr, units, offs_c, COLS, COLS % BLOCK_C == 0)
+            units = tl.minimum(offs_h, k_max - 1) * OUT.taps + tap
+            weight = load_weight_block(conv_weight_ptr, units, offs_c, OUT.cols, OUT.cols % BLOCK_C == 0)
             acc = tl.dot(hidden.to(weight.dtype), weight, acc, input_precision=PRECISION)
             steps += 1
     store_blocks(
@@ -86,12 +84,9 @@ def _fused_kernel(
         offs_c,
         0,
         n_blocks,
-        n_blocks * (COLS // OUT_CHANNELS),
-        OUT_CHANNELS,
-        COLS,
-        COLS // OUT_CHANNELS,
-        OUT_CHANNELS,
-        0,
+        n_blocks * OUT.span,
+        OUT.channels,
+        OUT,
         False,
         RELU,
     )
@@ -181,33 +176,42 @@ def decoder_block_forward(
     shape = (batch * blocks, cols, inputs)
     config = config or select_config(shape, x.dtype, precision, launching.capability(x.device))
     launching.check_steps(steps, launch_grid(shape, config), config)
-    if not config.fused or rows.count == 0:
-        hidden, _ = output_cut(rows, added, glu_weight, glu_bias, prefix, order=row_order, precision=precision)
-        return overlap_add(
-            Rows.positions(hidden),
-            conv_weight,
-            conv_bias,
-            prefix,
-            channels=channels,
-            n_time=blocks * stride,
-            stride=stride,
-            relu=relu,
-            order=block_order,
-            precision=precision,
-        )
-    out = x.new_empty(batch, blocks * stride, channels)
+    shared = {"relu": relu, "precision": precision}
+    if config.fused and rows.count > 0:
+        weights = (glu_weight, glu_bias, conv_weight, conv_bias)
+        layout = Layout.of(channels, reach * stride, stride, 1, 0, whole=True)
+        return _launch_fused(rows, added, weights, prefix, layout, config, order=block_order, steps=steps, **shared)
+    hidden, _ = output_cut(rows, added, glu_weight, glu_bias, prefix, order=row_order, precision=precision)
+    shared |= {"channels": channels, "n_time": blocks * stride, "stride": stride, "order": block_order}
+    return overlap_add(Rows.positions(hidden), conv_weight, conv_bias, prefix, **shared)
+
+
+def _launch_fused(
+    rows: Rows,
+    added: Rows | None,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    width: Prefix,
+    layout: Layout,
+    config: BlockConfig,
+    *,
+    relu: bool,
+    order: Tensor | None,
+    steps: Tensor | None,
+    precision: str,
+) -> Tensor:
+    """Launch `_fused_kernel`; arguments as those of `decoder_block_forward`, checked."""
+    batch, blocks = rows.data.shape[0], rows.per_item + layout.taps - 1
+    out = rows.data.new_empty(batch, blocks * layout.span, layout.channels)
+    skip, skip_stride, skip_channels = launching.addend(added)
     launching.launch(
         _fused_kernel,
-        launch_grid(shape, config),
-        *(rows.data, None if added is None else added.data, glu_weight, glu_bias, conv_weight, conv_bias, out),
-        *(prefix.rows, block_order, steps, rows.stride_b, 0 if added is None else added.stride_b),
-        *(batch * blocks, time, blocks, prefix.bound),
+        launch_grid((batch * blocks, layout.cols, rows.length), config),
+        *(rows.data, skip, *weights, out, width.rows, order, steps, rows.stride_b, skip_stride),
+        *(batch * blocks, rows.per_item, blocks, width.bound),
         CHANNELS=rows.channels,
-        SKIP_CHANNELS=1 if added is None else added.channels,
-        C=inputs,
-        COLS=cols,
-        OUT_CHANNELS=channels,
-        REACH=reach,
+        SKIP_CHANNELS=skip_channels,
+        C=rows.length,
+        OUT=layout,
         RELU=relu,
         PRECISION=precision,
         **config.launch_options(),

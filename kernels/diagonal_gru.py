@@ -18,6 +18,20 @@ from . import launching
 from .recurrence import load_fp32, tanh
 
 
+@triton.jit
+def _load_gates(ptrs, mask, H: tl.constexpr):
+    """What there is for the reset, update and new gate, ``H`` elements apart, as fp32."""
+    return load_fp32(ptrs, mask), load_fp32(ptrs + H, mask), load_fp32(ptrs + 2 * H, mask)
+
+
+@triton.jit
+def _store_gates(ptrs, reset, update, new, mask, H: tl.constexpr):
+    """Write what `_load_gates` reads."""
+    tl.store(ptrs, reset, mask=mask)
+    tl.store(ptrs + H, update, mask=mask)
+    tl.store(ptrs + 2 * H, new, mask=mask)
+
+
 @triton.jit(do_not_specialize=["n_time"])
 def _forward_kernel(
     gates_ptr,  # (B, n_time, 3, H): input's part of the gates
@@ -33,19 +47,15 @@ def _forward_kernel(
     item = tl.program_id(0).to(tl.int64)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = offs_h < H
-    weight_r = load_fp32(weight_ptr + offs_h, mask)
-    weight_z = load_fp32(weight_ptr + H + offs_h, mask)
-    weight_n = load_fp32(weight_ptr + 2 * H + offs_h, mask)
-    bias_r = load_fp32(bias_ptr + offs_h, mask)
-    bias_z = load_fp32(bias_ptr + H + offs_h, mask)
-    bias_n = load_fp32(bias_ptr + 2 * H + offs_h, mask)
+    weight_r, weight_z, weight_n = _load_gates(weight_ptr + offs_h, mask, H)
+    bias_r, bias_z, bias_n = _load_gates(bias_ptr + offs_h, mask, H)
     h = load_fp32(state_ptr + item * H + offs_h, mask)
     for t in range(0, n_time):
         step = item * n_time + t
-        gates = gates_ptr + step * (3 * H) + offs_h
-        reset = tl.sigmoid(load_fp32(gates, mask) + weight_r * h + bias_r)
-        update = tl.sigmoid(load_fp32(gates + H, mask) + weight_z * h + bias_z)
-        new = tanh(load_fp32(gates + 2 * H, mask) + reset * (weight_n * h + bias_n))
+        gate_r, gate_z, gate_n = _load_gates(gates_ptr + step * (3 * H) + offs_h, mask, H)
+        reset = tl.sigmoid(gate_r + weight_r * h + bias_r)
+        update = tl.sigmoid(gate_z + weight_z * h + bias_z)
+        new = tanh(gate_n + reset * (weight_n * h + bias_n))
         h = new + update * (h - new)
         tl.store(out_ptr + step * H + offs_h, h, mask=mask)
     tl.store(last_ptr + item * H + offs_h, h, mask=mask)
@@ -71,12 +81,8 @@ def _backward_kernel(
     item = tl.program_id(0).to(tl.int64)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = offs_h < H
-    weight_r = load_fp32(weight_ptr + offs_h, mask)
-    weight_z = load_fp32(weight_ptr + H + offs_h, mask)
-    weight_n = load_fp32(weight_ptr + 2 * H + offs_h, mask)
-    bias_r = load_fp32(bias_ptr + offs_h, mask)
-    bias_z = load_fp32(bias_ptr + H + offs_h, mask)
-    bias_n = load_fp32(bias_ptr + 2 * H + offs_h, mask)
+    weight_r, weight_z, weight_n = _load_gates(weight_ptr + offs_h, mask, H)
+    bias_r, bias_z, bias_n = _load_gates(bias_ptr + offs_h, mask, H)
     first = load_fp32(state_ptr + item * H + offs_h, mask)
     grad_h = load_fp32(grad_last_ptr + item * H + offs_h, mask)
     sum_weight_r = tl.zeros([BLOCK_H], dtype=tl.float32)
@@ -89,11 +95,11 @@ def _backward_kernel(
         t = n_time - 1 - back
         step = item * n_time + t
         h = tl.where(t > 0, load_fp32(out_ptr + tl.where(t > 0, step - 1, step) * H + offs_h, mask), first)
-        gates = gates_ptr + step * (3 * H) + offs_h
-        reset = tl.sigmoid(load_fp32(gates, mask) + weight_r * h + bias_r)
-        update = tl.sigmoid(load_fp32(gates + H, mask) + weight_z * h + bias_z)
+        gate_r, gate_z, gate_n = _load_gates(gates_ptr + step * (3 * H) + offs_h, mask, H)
+        reset = tl.sigmoid(gate_r + weight_r * h + bias_r)
+        update = tl.sigmoid(gate_z + weight_z * h + bias_z)
         past = weight_n * h + bias_n
-        new = tanh(load_fp32(gates + 2 * H, mask) + reset * past)
+        new = tanh(gate_n + reset * past)
         grad_h += load_fp32(grad_ptr + step * H + offs_h, mask)
         grad_n = grad_h * (1.0 - update) * (1.0 - new * new)
         grad_z = grad_h * (h - new) * update * (1.0 - update)
@@ -106,18 +112,11 @@ def _backward_kernel(
         sum_bias_r += grad_r
         sum_bias_z += grad_z
         sum_bias_n += grad_past
-        grad_gates = grad_gates_ptr + step * (3 * H) + offs_h
-        tl.store(grad_gates, grad_r, mask=mask)
-        tl.store(grad_gates + H, grad_z, mask=mask)
-        tl.store(grad_gates + 2 * H, grad_n, mask=mask)
+        _store_gates(grad_gates_ptr + step * (3 * H) + offs_h, grad_r, grad_z, grad_n, mask, H)
     tl.store(grad_state_ptr + item * H + offs_h, grad_h, mask=mask)
     partial = item * (3 * H) + offs_h
-    tl.store(grad_weight_ptr + partial, sum_weight_r, mask=mask)
-    tl.store(grad_weight_ptr + partial + H, sum_weight_z, mask=mask)
-    tl.store(grad_weight_ptr + partial + 2 * H, sum_weight_n, mask=mask)
-    tl.store(grad_bias_ptr + partial, sum_bias_r, mask=mask)
-    tl.store(grad_bias_ptr + partial + H, sum_bias_z, mask=mask)
-    tl.store(grad_bias_ptr + partial + 2 * H, sum_bias_n, mask=mask)
+    _store_gates(grad_weight_ptr + partial, sum_weight_r, sum_weight_z, sum_weight_n, mask, H)
+    _store_gates(grad_bias_ptr + partial, sum_bias_r, sum_bias_z, sum_bias_n, mask, H)
 
 
 def diagonal_gru_forward(gates_x: Tensor, weight_hh: Tensor, bias_hh: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

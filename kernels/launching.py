@@ -25,6 +25,15 @@ class Tile:
     num_warps: int = 4
     num_stages: int = 3
 
+    def grid(self, rows: int, cols: int) -> tuple[int, int]:
+        """Programs for ``rows`` x ``cols`` outputs."""
+        return triton.cdiv(rows, self.rows), triton.cdiv(cols, self.cols)
+
+    def launch_options(self, rows: str, cols: str, depth: str) -> dict[str, int]:
+        """Keyword arguments of `launch`, the three sizes under the names that a kernel has for them."""
+        sizes = {rows: self.rows, cols: self.cols, depth: self.depth}
+        return {**sizes, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
 
 @dataclass(frozen=True)
 class BlockConfig:
@@ -177,6 +186,11 @@ def check_input(name: str, x: Tensor, weight: Tensor, channels: int) -> None:
         raise ValueError(f"{name} is {x.dtype} on {x.device}: the weights are {weight.dtype} on {weight.device}")
 
 
+def addend(rows: Rows | None) -> tuple[Tensor | None, int, int]:
+    """Data, item stride and channels of rows that a kernel adds to others, or what stands for none."""
+    return (None, 0, 1) if rows is None else (rows.data, rows.stride_b, rows.channels)
+
+
 def skip_rows(x: Tensor, skip: Tensor | None, weight: Tensor) -> Rows | None:
     """Rows of what is added to ``x``, or None.
 
@@ -211,22 +225,18 @@ def check_convolution(
     return tuple(weight.shape)
 
 
-def input_width(x: Tensor, weight: Tensor, width: int | Tensor, inputs: int) -> tuple[int, Prefix | None]:
-    """Check an input that may be as narrow as its widest active position.
-
-    Returns:
-        The channels that there are to read, and the width; None for the latter if it is all of them.
+def input_width(name: str, x: Tensor, weight: Tensor, width: int | Tensor, inputs: int) -> Prefix:
+    """Check an input that may be as narrow as its widest active position, and return the width, called ``name``.
 
     Raises:
         ValueError: naming what does not fit, and what was expected.
     """
     channels = min(x.shape[-1], inputs)
     check_input("x", x, weight, channels)
-    prefix = split_width("width_in", width, inputs, tuple(x.shape[:2]))
+    prefix = split_width(name, width, inputs, tuple(x.shape[:2]))
     if prefix.rows is None and prefix.bound > channels:
-        raise ValueError(f"x has {channels} channels: expected at least width_in = {prefix.bound}")
-    prefix = Prefix(min(prefix.bound, channels), prefix.rows)
-    return channels, None if prefix == Prefix(inputs) else prefix
+        raise ValueError(f"x has {channels} channels: expected at least {name} = {prefix.bound}")
+    return Prefix(min(prefix.bound, channels), prefix.rows)
 
 
 def output_grad(grad: Tensor, out: Tensor | None, shape: tuple[int, int], width: Prefix, channels: int) -> Tensor:

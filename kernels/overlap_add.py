@@ -2,16 +2,17 @@
 
 Dimensions:
     rows: input positions of all batch items, ``J`` elements each, ``UNIT`` per unit of the width.
-    blocks: runs of ``S`` output positions, ``n_blocks`` an item; the first begins ``PADDING`` positions early.
-    COLS: what a program computes of a block: all of it (``S * OUT_CHANNELS``), or one phase (``OUT_CHANNELS``).
+    blocks: runs of ``S`` output positions, ``n_blocks`` an item; the first begins ``padding`` positions early.
 
-Phase ``s`` of a block sums tap ``i`` of the row ``(i * DILATION - s) / S`` before the block's own, where that is a
-whole number. Where a kernel is ``r`` whole blocks wide, all phases sum the same rows, and a block is one run of a
-weight row: then they are computed together, as one phase of a kernel of ``r`` taps and stride 1. Every output position
-gathers its contributions, in order: no atomics.
+A program computes all of a block, or one phase: one of its positions. Phase ``s`` of a block sums tap ``i`` of the row
+``(i * dilation - s) / S`` before the block's own, where that is a whole number. Where a kernel is ``r`` whole blocks
+wide, all phases sum the same rows, and a block is one run of a weight row: then they are computed together, as one
+phase of a kernel of ``r`` taps and stride 1. Every output position gathers its contributions, in order: no atomics.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -20,6 +21,34 @@ from torch import Tensor
 from . import launching
 from .launching import Prefix, Rows
 from .prefix_gemm import load_cut_block, load_row_tile, load_weight_block, select_tile
+
+
+class Layout(NamedTuple):
+    """Where rows go in the output, as one constant of a kernel."""
+
+    channels: int
+    """Of an output position."""
+    cols: int
+    """What a program computes of a block."""
+    span: int
+    """Output positions of a block."""
+    taps: int
+    stride: int = 1
+    """Between rows, in positions of what a program computes."""
+    dilation: int = 1
+    padding: int = 0
+
+    @classmethod
+    def of(cls, channels: int, taps: int, stride: int, dilation: int, padding: int, whole: bool) -> Layout:
+        """Of a transposed convolution; blocks are computed as one phase where they can be and are wanted ``whole``."""
+        if whole and dilation == 1 and taps % stride == 0:
+            return cls(channels, channels * stride, stride, taps // stride, padding=padding)
+        return cls(channels, channels, stride, taps, stride, dilation, padding)
+
+    @property
+    def phases(self) -> int:
+        """Parts of a block that are computed apart."""
+        return self.channels * self.span // self.cols
 
 
 @triton.jit
@@ -40,8 +69,8 @@ def load_tap_rows(blocks, mask_t, shift, width_ptr, n_pos, n_blocks, width, CHAN
 @triton.jit
 def store_blocks(
     acc,
-    bias_ptr,  # (OUT_CHANNELS,) or None
-    out_ptr,  # (batch, n_time, OUT_CHANNELS)
+    bias_ptr,  # (channels,) or None
+    out_ptr,  # (batch, n_time, channels)
     width_out_ptr,  # (batch * n_time,) int32 or None
     blocks,
     mask_t,
@@ -50,47 +79,54 @@ def store_blocks(
     n_blocks,
     n_time,
     width_out,
-    COLS: tl.constexpr,
-    SPAN: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    PADDING: tl.constexpr,
+    OUT: tl.constexpr,  # `Layout`
     CUT_OUT: tl.constexpr,
     RELU: tl.constexpr,
 ):
     """Write output blocks, after bias and ReLU where they are asked for; an item's outer blocks may be cut."""
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + offs_c % OUT_CHANNELS).to(tl.float32)[None, :]
+        acc += tl.load(bias_ptr + offs_c % OUT.channels).to(tl.float32)[None, :]
     if RELU:
         acc = tl.maximum(acc, 0.0)
-    pos = (blocks % n_blocks) * SPAN + (phase - PADDING)
-    item = blocks // n_blocks
     if CUT_OUT:
-        inside = mask_t & (pos >= 0) & (pos < n_time)
-        active = output_width(width_out_ptr, item, pos, inside, n_time, width_out, OUT_CHANNELS)
+        active = output_width(width_out_ptr, blocks, mask_t, phase, n_blocks, n_time, width_out, OUT)
         acc = tl.where(offs_c[None, :] < active[:, None], acc, 0.0)
-    start = (item.to(tl.int64) * n_time + pos) * OUT_CHANNELS
+    pos = (blocks % n_blocks) * OUT.span + (phase - OUT.padding)
+    start = ((blocks // n_blocks).to(tl.int64) * n_time + pos) * OUT.channels
     # Compared by position, so that the mask is known to be constant over channels and stores stay wide.
-    column_pos = pos[:, None] + (offs_c // OUT_CHANNELS)[None, :]
-    mask = mask_t[:, None] & (offs_c < COLS)[None, :] & (column_pos < n_time)
-    if PADDING > 0:
+    column_pos = pos[:, None] + (offs_c // OUT.channels)[None, :]
+    mask = mask_t[:, None] & (offs_c < OUT.cols)[None, :] & (column_pos < n_time)
+    if OUT.padding > 0:
         mask = mask & (column_pos >= 0)
     tl.store((out_ptr + start)[:, None] + offs_c[None, :], acc, mask=mask)
 
 
 @triton.jit
-def output_width(width_out_ptr, item, pos, inside, n_time, width_out, OUT_CHANNELS: tl.constexpr):
-    """Active channels of output positions, 0 outside of an item."""
+def output_width(
+    width_out_ptr,  # (batch * n_time,) int32 or None
+    blocks,
+    mask_t,
+    phase,
+    n_blocks,
+    n_time,
+    width_out,
+    OUT: tl.constexpr,  # `Layout`
+):
+    """Active channels at the ``phase`` of output blocks, 0 outside of an item."""
+    pos = (blocks % n_blocks) * OUT.span + (phase - OUT.padding)
+    inside = mask_t & (pos >= 0) & (pos < n_time)
     if width_out_ptr is not None:
-        width_out = tl.minimum(tl.load(width_out_ptr + item * n_time + tl.where(inside, pos, 0)), OUT_CHANNELS)
+        ptrs = width_out_ptr + (blocks // n_blocks) * n_time + tl.where(inside, pos, 0)
+        width_out = tl.minimum(tl.load(ptrs), OUT.channels)
     return tl.where(inside, width_out, 0)
 
 
 @triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_blocks", "n_time", "width", "width_out"])
 def _overlap_add_kernel(
     x_ptr,  # rows of J, CHANNELS apart, item stride stride_b
-    weight_ptr,  # (J, TAPS * COLS), rows [:UNIT * k] are read
-    bias_ptr,  # (OUT_CHANNELS,) or None
-    out_ptr,  # (batch, n_time, OUT_CHANNELS)
+    weight_ptr,  # (J, taps * cols), rows [:UNIT * k] are read
+    bias_ptr,  # (channels,) or None
+    out_ptr,  # (batch, n_time, channels)
     width_ptr,  # (batch * n_pos,) int32 or None
     width_out_ptr,  # (batch * n_time,) int32 or None
     order_ptr,  # (n_rows,) int32 or None: of the output blocks
@@ -104,13 +140,7 @@ def _overlap_add_kernel(
     CHANNELS: tl.constexpr,
     J: tl.constexpr,
     UNIT: tl.constexpr,
-    COLS: tl.constexpr,
-    SPAN: tl.constexpr,  # output positions of a block
-    OUT_CHANNELS: tl.constexpr,
-    TAPS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    DILATION: tl.constexpr,
-    PADDING: tl.constexpr,
+    OUT: tl.constexpr,  # `Layout`
     CUT_OUT: tl.constexpr,  # whether output channels may be inactive
     RELU: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -121,28 +151,26 @@ def _overlap_add_kernel(
     blocks, mask_t, _, _ = load_row_tile(order_ptr, None, width, n_rows, J, BLOCK_T)
     phase = tl.program_id(2)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    k_out = OUT_CHANNELS
+    k_out = OUT.channels
     if CUT_OUT:
-        pos = (blocks % n_blocks) * SPAN + (phase - PADDING)
-        inside = mask_t & (pos >= 0) & (pos < n_time)
-        k_out = tl.max(output_width(width_out_ptr, blocks // n_blocks, pos, inside, n_time, width_out, OUT_CHANNELS), 0)
+        k_out = tl.max(output_width(width_out_ptr, blocks, mask_t, phase, n_blocks, n_time, width_out, OUT), axis=0)
     acc = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
-    for tap in range(0, TAPS):
-        shift = tap * DILATION - phase
+    for tap in range(0, OUT.taps):
+        shift = tap * OUT.dilation - phase
         rows, row_width, k_max = load_tap_rows(
-            blocks, mask_t, shift // STRIDE, width_ptr, n_pos, n_blocks, width, J // UNIT
+            blocks, mask_t, shift // OUT.stride, width_ptr, n_pos, n_blocks, width, J // UNIT
         )
         active = k_max * UNIT
-        if STRIDE > 1:
-            active = tl.where(shift % STRIDE == 0, active, 0)
+        if OUT.stride > 1:
+            active = tl.where(shift % OUT.stride == 0, active, 0)
         if CUT_OUT:
             active = tl.where(tl.program_id(1) * BLOCK_C < k_out, active, 0)
         starts = ((rows // n_pos).to(tl.int64) * stride_b + rows % n_pos) * CHANNELS
         for j in range(0, active, BLOCK_J):
             offs_j = j + tl.arange(0, BLOCK_J)
             hidden = load_cut_block(x_ptr + starts, row_width * UNIT, offs_j, J, BLOCK_J)
-            units = tl.minimum(offs_j, active - 1) * TAPS + tap
-            weight = load_weight_block(weight_ptr, units, offs_c, COLS, COLS % BLOCK_C == 0)
+            units = tl.minimum(offs_j, active - 1) * OUT.taps + tap
+            weight = load_weight_block(weight_ptr, units, offs_c, OUT.cols, OUT.cols % BLOCK_C == 0)
             acc = tl.dot(hidden, weight, acc, input_precision=PRECISION)
     store_blocks(
         acc,
@@ -156,10 +184,7 @@ def _overlap_add_kernel(
         n_blocks,
         n_time,
         width_out,
-        COLS,
-        SPAN,
-        OUT_CHANNELS,
-        PADDING,
+        OUT,
         CUT_OUT,
         RELU,
     )
@@ -211,35 +236,22 @@ def overlap_add(
     if rows.count == 0:
         # Nothing to gather, not even a row to clamp to: only bias and ReLU are left.
         width, per_item = Prefix(0), 1
-    span, phases = stride, stride
-    if dilation == 1 and taps % stride == 0 and width_out is None:
-        taps, stride, phases = taps // stride, 1, 1
-    cols = channels * span // phases
-    blocks = triton.cdiv(n_time + padding, span)
+    layout = Layout.of(channels, taps, stride, dilation, padding, whole=width_out is None)
+    blocks = triton.cdiv(n_time + padding, stride)
     cut_out, width_out = width_out is not None, width_out or Prefix(channels)
-    tile = select_tile(batch * blocks, cols, weight.dtype, precision)
+    tile = select_tile(batch * blocks, layout.cols, weight.dtype, precision, launching.capability(weight.device))
     launching.launch(
         _overlap_add_kernel,
-        (triton.cdiv(batch * blocks, tile.rows), triton.cdiv(cols, tile.cols), phases),
+        (*tile.grid(batch * blocks, layout.cols), layout.phases),
         *(rows.data, weight, bias, out, width.rows, width_out.rows, order),
         *(rows.stride_b, batch * blocks, per_item, blocks, n_time, width.bound, width_out.bound),
         CHANNELS=rows.channels,
         J=rows.length,
         UNIT=unit,
-        COLS=cols,
-        SPAN=span,
-        OUT_CHANNELS=channels,
-        TAPS=taps,
-        STRIDE=stride,
-        DILATION=dilation,
-        PADDING=padding,
+        OUT=layout,
         CUT_OUT=cut_out,
         RELU=relu,
-        BLOCK_T=tile.rows,
-        BLOCK_C=tile.cols,
-        BLOCK_J=tile.depth,
         PRECISION=precision,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.launch_options("BLOCK_T", "BLOCK_C", "BLOCK_J"),
     )
     return out

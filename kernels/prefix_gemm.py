@@ -13,6 +13,8 @@ mask that way, and an inactive weight row is never read.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -197,7 +199,7 @@ def _weight_grad_kernel(
         tl.store(bias_ptr + units, bias, mask=mask_j)
 
 
-def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee") -> Tile:
+def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee", capability: int = 80) -> Tile:
     """A tile for ``rows`` x ``cols`` outputs that compiles without spills (seen in ahead-of-time builds)."""
     fits = 64 if dtype == torch.float32 and precision != "tf32" else 128
     rows, cols = (min(max(triton.next_power_of_2(n), 16), fits) for n in (rows, cols))
@@ -205,7 +207,7 @@ def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee
     if fits == 64:
         return Tile(rows, cols, 16, num_warps, num_stages=2)
     if dtype == torch.float32:
-        return Tile(rows, min(cols, 64), 32, num_warps, num_stages=3)
+        return Tile(rows if capability >= 90 else min(rows, 64), min(cols, 64), 32, num_warps, num_stages=3)
     return Tile(rows, cols, 64 if rows * cols == fits**2 else 32, num_warps, num_stages=3)
 
 
@@ -241,19 +243,17 @@ def weight_grad(
     grad_bias = torch.zeros(units, dtype=dtype, device=device) if bias else None
     if rows == 0 or active == 0:
         return grad, grad_bias
-    tile = select_tile(active, data.length, dtype, precision)
-    block_t = 16 if dtype == torch.float32 and precision != "tf32" else 32
-    grid = (triton.cdiv(active, tile.rows), triton.cdiv(data.length, tile.cols) * data.taps)
-    splits = max(1, min(triton.cdiv(512, grid[0] * grid[1]), triton.cdiv(rows, 16 * block_t)))
-    per_split = triton.cdiv(triton.cdiv(rows, splits), block_t) * block_t
-    splits = triton.cdiv(rows, per_split)
+    tile = select_tile(active, data.length, dtype, precision, launching.capability(device))
+    tile = replace(tile, depth=min(tile.depth, 32))
+    blocks_j, blocks_m = tile.grid(active, data.length)
+    splits, per_split = _splits(rows, blocks_j * blocks_m * data.taps, tile.depth)
     partial = torch.empty(splits, active, data.taps, data.length, dtype=torch.float32, device=device)
     partial_bias = torch.empty(splits, active, dtype=torch.float32, device=device) if bias else None
     cut = width_in is not None or not data.plain
     width_in = width_in or Prefix(data.length)
     launching.launch(
         _weight_grad_kernel,
-        (*grid, splits),
+        (blocks_j, blocks_m * data.taps, splits),
         *(hidden.data, data.data, partial, partial_bias, width.rows, width_in.rows),
         *(hidden.stride_b, data.stride_b, rows, data.per_item, data.data.shape[1], active, per_split),
         *(width.bound, width_in.bound),
@@ -262,14 +262,17 @@ def weight_grad(
         HIDDEN_CHANNELS=hidden.channels,
         J=units,
         UNIT=unit,
-        BLOCK_J=tile.rows,
-        BLOCK_M=tile.cols,
-        BLOCK_T=block_t,
         PRECISION=precision,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.launch_options("BLOCK_J", "BLOCK_M", "BLOCK_T"),
     )
     grad[:active] = partial.sum(0)
     if bias:
         grad_bias[:active] = partial_bias.sum(0)
     return grad, grad_bias
+
+
+def _splits(rows: int, programs: int, block_t: int) -> tuple[int, int]:
+    """In how many runs the rows are summed, where each takes ``programs``, and how many rows a run has."""
+    splits = max(1, min(triton.cdiv(512, programs), triton.cdiv(rows, 16 * block_t)))
+    per_split = triton.cdiv(triton.cdiv(rows, splits), block_t) * block_t
+    return triton.cdiv(rows, per_split), per_split

@@ -74,6 +74,36 @@ def load_record_block(
     return tl.where((offs_j < k_max)[None, :], weight, 0.0)
 
 
+@triton.jit
+def add_sent_back(
+    grads_ptr,  # (items,) pointers to (H, GATES): gradients at the gates of a step
+    weight_ptr,  # (H, GATES, H) of a group
+    before_ptr,  # (items,) pointers to (H,) fp32: gradient at the state before the step
+    k,
+    k_max,
+    GATES: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add to the gradient at the state what the active gates that it went into send back through the weights."""
+    for j in range(0, k_max, BLOCK_J):
+        offs_j = j + tl.arange(0, BLOCK_J)
+        acc = tl.zeros([BLOCK_J, BLOCK_B], dtype=tl.float32)
+        for u in range(0, k_max, BLOCK_U):
+            offs_u = u + tl.arange(0, BLOCK_U)
+            active = offs_u[:, None] < k[None, :]
+            for gate in tl.static_range(GATES):
+                grads = tl.load(grads_ptr[None, :] + GATES * offs_u[:, None] + gate, mask=active, other=0.0)
+                weight = load_record_block(weight_ptr, gate, offs_u, offs_j, k_max, GATES, H, BLOCK_J)
+                acc = tl.dot(tl.trans(weight), grads, acc, input_precision=PRECISION)
+        ptrs = before_ptr[None, :] + offs_j[:, None]
+        active = offs_j[:, None] < k[None, :]
+        tl.store(ptrs, load_fp32(ptrs, active) + acc, mask=active)
+
+
 @dataclass(frozen=True)
 class RecurrentConfig:
     """Launch parameters of a recurrent kernel.
@@ -112,7 +142,8 @@ def select_config(
         return RecurrentConfig(True, tile, tile, 8 if tile == 128 else 4)
     if half:
         return RecurrentConfig(False, min(tile, 32 if small else 64), min(tile, 64), 4)
-    return RecurrentConfig(False, min(tile, 64 if precision == "tf32" else 32), min(tile, 32), 4)
+    large = precision == "tf32" and capability >= 90
+    return RecurrentConfig(False, min(tile, 64 if large else 32), min(tile, 32), 4)
 
 
 def launch_loop(

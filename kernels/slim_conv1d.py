@@ -142,7 +142,8 @@ def _check(
 ) -> tuple[Rows, Prefix | None, Prefix]:
     """Check what the layer is given; return its windows, the width of its input (None for all) and of its output."""
     outputs, kernel, inputs = launching.check_convolution(weight, bias, stride, padding, dilation, bias_axis=0)
-    channels, prefix_in = launching.input_width(x, weight, width_in, inputs)
+    prefix_in = launching.input_width("width_in", x, weight, width_in, inputs)
+    prefix_in, channels = None if prefix_in == Prefix(inputs) else prefix_in, x.shape[2]
     time, reach = x.shape[1] + 2 * padding, dilation * (kernel - 1)
     per_item = max((time - reach - 1) // stride + 1, 0)
     prefix_out = launching.split_width("width_out", width_out, outputs, (x.shape[0], per_item))

@@ -137,9 +137,9 @@ def _check(
 ) -> tuple[Prefix, Prefix, int]:
     """Check what the layer is given; return the widths of its input and its output, and the output's positions."""
     inputs, kernel, outputs = launching.check_convolution(weight, bias, stride, padding, dilation, bias_axis=2)
-    channels, prefix_in = launching.input_width(x, weight, width_in, inputs)
+    prefix_in = launching.input_width("width_in", x, weight, width_in, inputs)
     if not 0 <= output_padding < max(stride, dilation):
         raise ValueError(f"output_padding = {output_padding}: expected 0 to {max(stride, dilation) - 1}")
     time = max((x.shape[1] - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1, 0)
     prefix_out = launching.split_width("width_out", width_out, outputs, (x.shape[0], time))
-    return prefix_in or Prefix(channels), prefix_out, time
+    return prefix_in, prefix_out, time

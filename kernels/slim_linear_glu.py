@@ -11,13 +11,16 @@ run of leading rows.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .launching import Prefix, Rows
+from .launching import Prefix, Rows, Tile
 from .overlap_add import overlap_add
 from .prefix_gemm import (
     load_cut_block,
@@ -181,24 +184,10 @@ def input_cut(
     if out.numel() == 0:
         return out
     # Value and gate are two accumulators: together they are as wide as one tile.
-    tile = select_tile(rows.count, 2 * channels, weight.dtype, precision)
-    block_c = max(tile.cols // 2, 16)
-    launching.launch(
-        _input_cut_kernel,
-        (triton.cdiv(rows.count, tile.rows), triton.cdiv(channels, block_c)),
-        *(rows.data, None if skip is None else skip.data, weight, bias, grad, out, width.rows, order),
-        *(rows.stride_b, 0 if skip is None else skip.stride_b, rows.count, rows.per_item, width.bound),
-        CHANNELS=rows.channels,
-        SKIP_CHANNELS=1 if skip is None else skip.channels,
-        C_IN=rows.length,
-        C_OUT=channels,
-        BLOCK_T=tile.rows,
-        BLOCK_C=block_c,
-        BLOCK_H=tile.depth,
-        PRECISION=precision,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+    tile = _half_tile(rows, channels, weight, precision)
+    options = {**tile.launch_options("BLOCK_T", "BLOCK_C", "BLOCK_H"), "C_OUT": channels, "PRECISION": precision}
+    tensors = (weight, bias, grad, out, width.rows, order)
+    _launch(_input_cut_kernel, tile.grid(rows.count, channels), rows, skip, tensors, width.bound, options)
     return out
 
 
@@ -226,26 +215,40 @@ def output_cut(
     if rows.count == 0 or written == 0:
         return out, halves
     # Value and gate are one accumulator of twice the width.
-    tile = select_tile(rows.count, 2 * written, weight.dtype, precision)
-    block_h = max(tile.cols // 2, 16)
-    launching.launch(
-        _output_cut_kernel,
-        (triton.cdiv(rows.count, tile.rows), triton.cdiv(written, block_h)),
-        *(rows.data, None if skip is None else skip.data, weight, bias, grad, out, halves, width.rows, order),
-        *(rows.stride_b, 0 if skip is None else skip.stride_b, rows.count, rows.per_item, width.bound),
-        CHANNELS=rows.channels,
-        SKIP_CHANNELS=1 if skip is None else skip.channels,
-        C_IN=rows.length,
-        C_OUT=channels,
-        ZERO=zero,
-        BLOCK_T=tile.rows,
-        BLOCK_H=block_h,
-        BLOCK_K=tile.depth,
-        PRECISION=precision,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+    tile = _half_tile(rows, written, weight, precision)
+    options = {**tile.launch_options("BLOCK_T", "BLOCK_H", "BLOCK_K"), "C_OUT": channels, "PRECISION": precision}
+    tensors = (weight, bias, grad, out, halves, width.rows, order)
+    grid = tile.grid(rows.count, written)
+    _launch(_output_cut_kernel, grid, rows, skip, tensors, width.bound, {**options, "ZERO": zero})
     return out, halves
+
+
+def _half_tile(rows: Rows, cols: int, weight: Tensor, precision: str) -> Tile:
+    """A tile for ``cols`` outputs that come from twice as many sums."""
+    tile = select_tile(rows.count, 2 * cols, weight.dtype, precision, launching.capability(weight.device))
+    return replace(tile, cols=max(tile.cols // 2, 16))
+
+
+def _launch(
+    kernel: Any,
+    grid: tuple[int, int],
+    rows: Rows,
+    skip: Rows | None,
+    tensors: tuple[Tensor | None, ...],
+    width: int,
+    options: dict[str, Any],
+) -> None:
+    """Start one of the two kernels on ``rows`` and what is added to them."""
+    added, added_stride, added_channels = launching.addend(skip)
+    launching.launch(
+        kernel,
+        grid,
+        *(rows.data, added, *tensors, rows.stride_b, added_stride, rows.count, rows.per_item, width),
+        CHANNELS=rows.channels,
+        SKIP_CHANNELS=added_channels,
+        C_IN=rows.length,
+        **options,
+    )
 
 
 def slim_linear_glu_forward(
@@ -363,11 +366,9 @@ def _check(
         outputs, inputs = (weight.shape[0], weight.shape[-1])
         shapes = {"weight": (weight, (outputs, 2, inputs)), "bias": (bias, (outputs, 2))}
     launching.check_shapes(**shapes)
-    channels = x.shape[-1]
-    launching.check_input("x", x, weight, min(inputs, channels) if cut == "input" else inputs)
-    prefix = launching.split_width("width", width, inputs if cut == "input" else outputs, tuple(x.shape[:2]))
     if cut == "input":
-        if prefix.rows is None and prefix.bound > channels:
-            raise ValueError(f"x has {channels} channels: expected at least width = {prefix.bound}")
-        prefix = Prefix(min(prefix.bound, channels), prefix.rows)
+        prefix = launching.input_width("width", x, weight, width, inputs)
+    else:
+        launching.check_input("x", x, weight, inputs)
+        prefix = launching.split_width("width", width, outputs, tuple(x.shape[:2]))
     return Rows.positions(x), launching.skip_rows(x, skip, weight), prefix

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import launching
 from .recurrence import (
     RecurrentConfig,
+    add_sent_back,
     launch_loop,
     load_fp32,
     load_item_tile,
@@ -179,19 +180,7 @@ def _streamed_backward_kernel(
         # The products read what other threads of this program have written, and so does the next step.
         tl.debug_barrier()
         grad_gates = grad_gates_ptr + step * (4 * H)
-        for j in range(0, k_max, BLOCK_J):
-            offs_j = j + tl.arange(0, BLOCK_J)
-            acc = tl.zeros([BLOCK_J, BLOCK_B], dtype=tl.float32)
-            for u in range(0, k_max, BLOCK_U):
-                offs_u = u + tl.arange(0, BLOCK_U)
-                active = offs_u[:, None] < k[None, :]
-                for gate in tl.static_range(4):
-                    grads = tl.load(grad_gates[None, :] + 4 * offs_u[:, None] + gate, mask=active, other=0.0)
-                    weight = load_record_block(weight_ptr, gate, offs_u, offs_j, k_max, 4, H, BLOCK_J)
-                    acc = tl.dot(tl.trans(weight), grads, acc, input_precision=PRECISION)
-            ptrs = before[None, :] + offs_j[:, None]
-            active = offs_j[:, None] < k[None, :]
-            tl.store(ptrs, load_fp32(ptrs, active) + acc, mask=active)
+        add_sent_back(grad_gates, weight_ptr, before, k, k_max, 4, H, BLOCK_B, BLOCK_U, BLOCK_J, PRECISION)
         tl.debug_barrier()
 
 

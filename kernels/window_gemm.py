@@ -157,12 +157,12 @@ def window_product(
     if rows.count == 0 or (active == 0 and not zero):
         return out
     written = cols if zero else active
-    tile = select_tile(rows.count, written, weight.dtype, precision)
+    tile = select_tile(rows.count, written, weight.dtype, precision, launching.capability(weight.device))
     cut = width_in is not None or not rows.plain
     width_in = width_in or Prefix(rows.length)
     launching.launch(
         _window_kernel,
-        (triton.cdiv(rows.count, tile.rows), triton.cdiv(written, tile.cols), groups),
+        (*tile.grid(rows.count, written), groups),
         *(rows.data, weight, bias, forward, out, width.rows, width_in.rows, order),
         *(rows.stride_b, rows.count, rows.per_item, rows.data.shape[1], width.bound, width_in.bound),
         ROWS=rows.geometry,
@@ -172,11 +172,7 @@ def window_product(
         UNIT=unit,
         RELU=relu,
         ZERO=zero,
-        BLOCK_T=tile.rows,
-        BLOCK_J=tile.cols,
-        BLOCK_K=tile.depth,
         PRECISION=precision,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.launch_options("BLOCK_T", "BLOCK_J", "BLOCK_K"),
     )
     return out

@@ -68,6 +68,17 @@ def test_half_precision_and_tf32_use_the_instructions_of_their_chip(rows):
         assert any(kind.startswith(names[0]) for kind in kinds), kinds
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_every_shipped_configuration(target, dtype):
+    done = run("resources.py", "--target", target, "--dtype", dtype, "--summary", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert found["kernels"] > 100
+    assert found["wrong"] == []
+
+
 def test_another_length_or_batch_compiles_nothing_new(rows):
     done = run("-c", LENGTHS)
     assert done.returncode == 0, done.stderr
