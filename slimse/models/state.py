@@ -44,7 +44,11 @@ class DemucsState(NamedTuple):
 
     def put(self, index: int, one: DemucsState) -> None:
         """Overwrite one of the streams, in place. Both states have seen their first frame."""
-        for mine, theirs in zip(self.stream(index)[:-1], one[:-1], strict=True):
+        self.stream(index).copy_(one)
+
+    def copy_(self, other: DemucsState) -> None:
+        """Overwrite all tensors, in place, with those of a state of the same shapes; ``samples`` stays."""
+        for mine, theirs in zip(self[:-1], other[:-1], strict=True):
             for old, new in zip(mine, theirs, strict=True):
                 old.copy_(new)
 
