@@ -19,7 +19,6 @@ from .compiled import use_compiled
 from .models import DemucsState, SlimDemucs
 from .models.router import RouterState
 from .ops.launchers import DTYPES
-from .streaming import Streamer
 from .width import Auto, Schedule, Width
 
 if TYPE_CHECKING:
@@ -182,10 +181,23 @@ class _TickSchedule(Schedule):
         return self.counts[channels][self.choice[:, frame]]
 
 
+@dataclass(eq=False)
+class _Cohort:
+    """Streams that joined before the same tick, up to their first output."""
+
+    rows: Tensor
+    """Their slots."""
+    members: dict[int, int]
+    """Those that have not left: slot to row."""
+    heard: Tensor
+    """Samples that do not fill a frame yet: ``[rows, n]``."""
+    state: DemucsState
+
+
 class _LayerSlots:
     """The streams of a batch on the layers: a tick is one function over buffers that stay where they are.
 
-    The sizes of a stream's state settle with its first output; until then it runs in a streamer of its own.
+    The sizes of a stream's state settle with its first output; until then it runs beside the others.
     """
 
     def __init__(self, model: SlimDemucs, capacity: int, *, graph: bool) -> None:
@@ -203,36 +215,44 @@ class _LayerSlots:
         self._asked = (like if model.router is None else model.router.asked).new_ones(capacity)
         levels = [config.channels(level) for level in range(config.depth + 1)]
         self._counts = {
-            c: torch.tensor([config.ufs.channels(u, c) for u in config.ufs]).to(like.device) for c in levels
+            c: torch.tensor([config.ufs.channels(uf, c) for uf in config.ufs]).to(like.device) for c in levels
         }
-        self._young: dict[int, Streamer] = {}
+        self._joining: list[int] = []
+        self._cohorts: list[_Cohort] = []
         self._wanted: dict[int, _Wanted] = {}
         self._joined: dict[int, int] = {}
         self._ticks, self._ready = 0, [0] * capacity
-        self._run: Callable[[], None] = _recorded(self.run, like.device) if graph else self.run
+        self._run: Callable[[], object] = _recorded(self.run, like.device) if graph else self.run
 
     @torch.no_grad()
     def run(self) -> None:
         """One frame of all slots, from buffers into buffers; the host looks at no number of them."""
-        model, state = self._model, self._state
-        heard = torch.cat([self._pending, self._samples], dim=1)
-        used, choice = heard[:, : model.hop], self._fixed
-        if model.router is not None:
-            logits, new = model.router_logits(used, state, 1, self._asked)
-            choice = torch.where(self._auto, logits[:, 0].argmax(1), choice)
-            # A router hears the frames that it decides and no others.
-            decides = self._auto.unsqueeze(1)
-            router = (torch.where(decides, now, old) for now, old in zip(new, state.router, strict=True))
-            state = state._replace(router=RouterState(*router))
-        schedule = _TickSchedule(model.config.ufs, choice=choice.unsqueeze(1), counts=self._counts)
-        out, state = model._levelled(used, 0, state, schedule, final=False)
+        heard, hop = torch.cat([self._pending, self._samples], dim=1), self._model.hop
+        out, choice, state = self._frame(heard[:, :hop], self._state, self._fixed, self._auto, self._asked)
         self._state.copy_(state)
-        self._pending.copy_(heard[:, model.hop :])
+        self._pending.copy_(heard[:, hop:])
         self._out.copy_(out)
         self.choice.copy_(choice)
 
+    def _frame(
+        self, samples: Tensor, state: DemucsState, fixed: Tensor, auto: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor, DemucsState]:
+        """Output of a frame of some streams, the indices of its UFs, and the new state."""
+        model, choice = self._model, fixed
+        if model.router is not None:
+            logits, new = model.router_logits(samples, state, 1, asked)
+            choice = torch.where(auto, logits[:, 0].argmax(1), choice)
+            # A router hears the frames that it decides and no others.
+            decides = auto.unsqueeze(1)
+            router = (torch.where(decides, now, old) for now, old in zip(new, state.router, strict=True))
+            state = state._replace(router=RouterState(*router))
+        schedule = _TickSchedule(model.config.ufs, choice=choice.unsqueeze(1), counts=self._counts)
+        out, state = model._levelled(samples, 0, state, schedule, final=False)
+        return out, choice, state
+
     def join(self, slot: int) -> None:
-        self._young[slot], self._joined[slot] = Streamer(self._model, backend="torch"), self._ticks
+        self._joining.append(slot)
+        self._joined[slot] = self._ticks
 
     def want(self, slot: int, uf: float | Auto, budget: float | None) -> None:
         self._wanted[slot] = uf, budget
@@ -248,26 +268,58 @@ class _LayerSlots:
         self._run()
         self._ticks += 1
         out, ready = self._out.clone(), list(self._ready)
-        for slot, streamer in list(self._young.items()):
-            head = streamer.feed(samples[slot], *self._wanted[slot])
-            out[slot, : len(head)], ready[slot] = head, len(head)
-            if streamer.ufs.shape[1]:
-                self.choice[slot] = self._model.config.ufs.indices(streamer.ufs[0, -1])
-            if len(head):
-                self._settle(slot)
+        self._gather()
+        # A row whose stream has left may have gone to one of a later cohort, which writes later.
+        for cohort in list(self._cohorts):
+            head = self._begin(cohort, samples)
+            out[cohort.rows, : head.shape[1]] = head
+            for slot in cohort.members:
+                ready[slot] = head.shape[1]
+            if head.shape[1]:
+                self._settle(cohort)
         return out, ready
 
-    def _settle(self, slot: int) -> None:
-        """Move a stream from its streamer into the buffers."""
-        state = self._young.pop(slot).state
-        self._state.put(slot, state.model)
-        self._pending[slot] = state.pending[0]
-        self._ready[slot] = self._model.hop
+    def _gather(self) -> None:
+        """Make a cohort of those that have joined since the last tick."""
+        if slots := self._joining:
+            state, rows = self._model.initial_state(len(slots)), torch.tensor(slots, device=self.choice.device)
+            members = {slot: row for row, slot in enumerate(slots)}
+            self._cohorts.append(_Cohort(rows, members, self._samples.new_zeros(len(slots), 0), state))
+            self._joining = []
+
+    def _begin(self, cohort: _Cohort, samples: Tensor) -> Tensor:
+        """One more tick of streams without output so far; their first output, if this is it."""
+        rows = cohort.rows
+        cohort.heard = torch.cat([cohort.heard, samples[rows]], dim=1)
+        used = self._model.early(cohort.state.samples) + self._model.hop
+        if cohort.heard.shape[1] < used:
+            return samples[rows, :0]
+        wanted = self._fixed[rows], self._auto[rows], self._asked[rows]
+        head, choice, cohort.state = self._frame(cohort.heard[:, :used], cohort.state, *wanted)
+        cohort.heard = cohort.heard[:, used:].clone()
+        self.choice[rows] = choice
+        return head
+
+    def _settle(self, cohort: _Cohort) -> None:
+        """Move streams into the buffers."""
+        self._cohorts.remove(cohort)
+        slots, rows = (
+            torch.tensor([*of], device=cohort.rows.device) for of in zip(*cohort.members.items(), strict=True)
+        )
+        self._state.put(slots, cohort.state, rows)
+        self._pending[slots] = cohort.heard[rows]
+        for slot in cohort.members:
+            self._ready[slot] = self._model.hop
 
     def leave(self, slot: int) -> Tensor:
         wanted, joined = self._wanted.pop(slot), self._joined.pop(slot)
-        if slot in self._young:
-            return self._young.pop(slot).flush(*wanted)
+        self._gather()
+        for cohort in self._cohorts:
+            if slot in cohort.members:
+                row = cohort.members.pop(slot)
+                if not cohort.members:
+                    self._cohorts.remove(cohort)
+                return self._model.finish(cohort.heard[row : row + 1], cohort.state.stream(row), *wanted)[0]
         self._ready[slot] = 0
         rest = self._pending[slot : slot + 1]
         samples = (self._ticks - joined) * self._model.hop - rest.shape[1]

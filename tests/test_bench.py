@@ -3,18 +3,22 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import gpu
 import pytest
 import report
 import roofline
 import torch
 from cases import MIXTURE, Setup
 
-from slimse import SlimDemucs
+from slimse import PRESETS, SlimDemucs
+from slimse.models import RouterConfig
 from slimse.profiling import profile
 
 BENCH = Path(__file__).parents[1] / "bench"
+ROUTED = replace(PRESETS["small"], router=RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4))
 
 
 def test_macs_of_the_blocks_are_those_of_the_profile():
@@ -82,6 +86,27 @@ def test_a_mixture_stands_beside_the_mean_of_the_uniform_times():
     entries = [entry("slimse", uf, 10 * uf) for uf in MIXTURE] + [entry("slimse", "mixture", 6.0)]
     mean = sum(10 * uf * share for uf, share in MIXTURE.items())
     assert report.Times(entries).mixing(("CPU (test)", 1, "fp32"), "encoder 1") == pytest.approx(6.0 / mean)
+
+
+def test_the_check_of_a_tick_finds_what_differs(monkeypatch):
+    """Without a graph both sides are the same code; a graph that replays old samples must not pass."""
+    row = gpu.check_tick("cpu", ROUTED, ticks=10)
+    assert row["within"]
+    assert row["error"] == 0
+
+    class Stale(gpu.StreamBatch):
+        made = 0
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            Stale.made += 1
+            self.stale = Stale.made == 1
+
+        def tick(self, samples):
+            return super().tick(0 * samples if self.stale else samples)
+
+    monkeypatch.setattr(gpu, "StreamBatch", Stale)
+    assert not gpu.check_tick("cpu", ROUTED, ticks=10)["within"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

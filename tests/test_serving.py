@@ -20,7 +20,7 @@ CONFIGS = {
     "routed": replace(SlimDemucs("small").config, router=ROUTER),
     "routed lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", router=ROUTER),
 }
-PLANS = [(0, 9), (2, 14), (3, 1), (4, 3), (8, 12), (10, 7)]
+PLANS = [(0, 9), (2, 14), (2, 1), (4, 3), (8, 12), (10, 7)]
 """Tick at which a stream joins, ticks that it stays: some leave before their first frame, slots are used again."""
 
 

@@ -42,9 +42,10 @@ class DemucsState(NamedTuple):
         """One of the streams, as views."""
         return self._map(lambda axis, part: part.narrow(axis, index, 1))
 
-    def put(self, index: int, one: DemucsState) -> None:
-        """Overwrite one of the streams, in place. Both states have seen their first frame."""
-        self.stream(index).copy_(one)
+    def put(self, streams: Tensor, others: DemucsState, rows: Tensor) -> None:
+        """Overwrite ``streams`` with ``rows`` of another state, in place. Both states have given their first output."""
+        rest = iter([part for group in others[:-1] for part in group])
+        self._map(lambda axis, part: part.index_copy_(axis, streams, next(rest).index_select(axis, rows)))
 
     def copy_(self, other: DemucsState) -> None:
         """Overwrite all tensors, in place, with those of a state of the same shapes; ``samples`` stays."""
