@@ -126,7 +126,7 @@ def check(name: str, kind: str, ragged: bool, device: str = "cuda") -> dict[str,
 
 
 def check_all() -> list[dict[str, Any]]:
-    """All checks, of kernels and of a tick as a CUDA graph; what fails to run is not within its limits, and says why."""
+    """All checks, of kernels and of a tick as a CUDA graph; what fails to run is not within limits, and says why."""
     found = []
     cases = itertools.product(launchers.KERNELS, LIMITS, (False, True))
     for name, kind, ragged in [*cases, ("serving tick", "fp32", True)]:
