@@ -20,6 +20,7 @@ own means. ``two processes``: frames per second of two processes over those of o
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import itertools
 import json
@@ -45,8 +46,52 @@ from torch import nn
 from slimse import SlimDemucs, load
 from slimse.benchmark import Call, frame_call, interleaved, noisy_clip, offline_call, random_ufs, turn_ms
 from slimse.compiled.network import enhance
+from slimse.nn import DecoderBlock, EncoderBlock, GroupedGRU, resample
+from slimse.ops import blocks as twins
+from slimse.ops.recurrent import slim_gru
 
 OWN = {"torch": {"backend": "torch"}, "compiled": {"backend": "numba"}, "half": {"backend": "numba", "half": True}}
+
+
+class OpenEncoder(EncoderBlock):
+    """The twin itself, into which compilers and exporters can look; of a registered op they see the name."""
+
+    def forward(self, x: torch.Tensor, width: int) -> torch.Tensor:
+        """As of `EncoderBlock`."""
+        weights = (self.conv_weight, self.conv_bias, self.glu_weight, self.glu_bias)
+        return twins.encoder_block(x, *weights, width, self.stride)
+
+
+class OpenDecoder(DecoderBlock):
+    """As `OpenEncoder`."""
+
+    def forward(self, x: torch.Tensor, width: int, skip: torch.Tensor, *, activate: bool) -> torch.Tensor:
+        """As of `DecoderBlock`."""
+        weights = (self.glu_weight, self.glu_bias, self.conv_weight)
+        bias, relu = (self.conv_bias, self.relu) if activate else (None, False)
+        return twins.decoder_block(x, *weights, width, self.stride, self.outputs, skip, bias, relu)
+
+
+class OpenGRU(GroupedGRU):
+    """As `OpenEncoder`."""
+
+    def forward(self, x: torch.Tensor, width: int, state: tuple[torch.Tensor]) -> tuple:
+        """As of `GroupedGRU`."""
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        out, new = slim_gru(x, *weights, self.size, state[0])
+        return out, (new,)
+
+
+def opened(model: SlimDemucs) -> SlimDemucs:
+    """A copy for compilers and exporters, to their best advantage."""
+    model = copy.deepcopy(model)
+    classes = {EncoderBlock: OpenEncoder, DecoderBlock: OpenDecoder, GroupedGRU: OpenGRU}
+    for module in model.modules():
+        module.__class__ = classes.get(type(module), type(module))
+    # They would build the filter anew in every call.
+    matrix = resample._filter_matrix(torch.float32, torch.device("cpu"))
+    resample._filter_matrix.__wrapped__ = lambda dtype, device: matrix
+    return model
 
 
 class Step(nn.Module):
@@ -77,7 +122,7 @@ def onnx_step(model: SlimDemucs, uf: float) -> Call:
 
     state, inputs = example(model)
     buffer = io.BytesIO()
-    torch.onnx.export(Step(model, uf, state), tuple(inputs), buffer, dynamo=True, verbose=False)
+    torch.onnx.export(Step(opened(model), uf, state).eval(), tuple(inputs), buffer, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(buffer.getvalue(), session_options(), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     values = [tensor.numpy() for tensor in inputs]
@@ -133,7 +178,7 @@ def onnx_offline(model: SlimDemucs, uf: float, seconds: float) -> Call:
 def inductor_step(model: SlimDemucs, uf: float) -> Call:
     """A frame in the code of `torch.compile`."""
     state, values = example(model)
-    compiled = torch.compile(Step(model, uf, state))
+    compiled = torch.compile(Step(opened(model), uf, state), fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def call() -> object:

@@ -23,6 +23,12 @@ from .width import Auto
 
 Call = Callable[[], object]
 HALF = "numba, float16 weights"
+BACKENDS: dict[str, dict[str, Any]] = {
+    "torch": {"backend": "torch"},
+    "numba": {"backend": "numba"},
+    HALF: {"backend": "numba", "half": True},
+}
+"""What is timed, and the options of a `Streamer` for it."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +164,7 @@ def benchmark(
         ValueError: for a budget out of range.
     """
     reason = unavailable(model)
-    missing = {} if reason is None else {"numba": reason}
-    backends: dict[str, dict[str, Any]] = {"torch": {"backend": "torch"}}
-    if reason is None:
-        backends |= {"numba": {"backend": "numba"}, HALF: {"backend": "numba", "half": True}}
+    backends = {"torch": BACKENDS["torch"]} if reason is not None else BACKENDS
     widths: list[float | Auto] = [*model.config.ufs]
     if model.router is not None:
         widths.append("auto")
@@ -207,6 +210,7 @@ def benchmark(
         for name, uf in cases
     )
     drawn = {name: turn_ms(times, frames) for name, times in zip(backends, spent[len(cases) :], strict=True)}
+    missing = {} if reason is None else {"numba": reason}
     return Benchmark(timings, drawn, None if model.router is None else budget, missing)
 
 

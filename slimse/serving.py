@@ -5,14 +5,11 @@ from __future__ import annotations
 import heapq
 import importlib.util
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .compiled import use_compiled
@@ -22,7 +19,7 @@ from .ops.launchers import DTYPES
 from .width import Auto, Schedule, Width
 
 if TYPE_CHECKING:
-    from .compiled.network import CompiledStream
+    from .compiled.slots import CompiledSlots
 
 _Wanted: TypeAlias = tuple[float | Auto, float | None]
 
@@ -64,9 +61,11 @@ class StreamBatch:
             raise ValueError(f"graph = True cannot run here: {reason}; expected False or None")
         self.backend = "numba" if compiled else "torch"
         """What runs the frames: ``"numba"``, or ``"torch"`` for the layers on theirs."""
-        self._slots: _CompiledSlots | _LayerSlots
+        self._slots: CompiledSlots | _LayerSlots
         if compiled:
-            self._slots = _CompiledSlots(model, capacity)
+            from .compiled.slots import CompiledSlots
+
+            self._slots = CompiledSlots(model, capacity)
         else:
             self._slots = _LayerSlots(model, capacity, graph=reason is None if graph is None else graph)
 
@@ -340,103 +339,3 @@ def _recorded(run: Callable[[], None], device: torch.device) -> Callable[[], Any
         with torch.cuda.graph(graph):
             run()
     return graph.replay
-
-
-class _CompiledSlots:
-    """The streams of a batch on the compiled path."""
-
-    def __init__(self, model: SlimDemucs, capacity: int) -> None:
-        from .compiled.layout import Places
-        from .compiled.network import pack
-        from .compiled.router import CompiledRouter
-
-        self._model, self._weights = model, pack(model)
-        places = self._places = Places(model, self._weights, 1, capacity)
-        self._mems = np.zeros((capacity, places.mem_size), np.float32)
-        self._counters = np.zeros((capacity, places.int_size), np.int64)
-        self._scratch = np.zeros(places.scratch_size, np.float32)
-        self._ints = np.zeros(places.shared_int_size, np.int64)
-        self._streams: dict[int, CompiledStream] = {}
-        self._steady: set[int] = set()
-        self._next = np.zeros(capacity, np.int64)
-        """Index of the UF of the next frame, the router's where there is a budget."""
-        self.choice = torch.zeros(capacity, dtype=torch.int64)
-        self._budgets: dict[int, float] = {}
-        if model.router is not None:
-            self._router = CompiledRouter(model.router, model.config.reference_level)
-            self._heard = model.router.initial_state(capacity)
-
-    def join(self, slot: int) -> None:
-        from .compiled.network import Buffers, CompiledStream
-
-        buffers = Buffers(self._places, self._mems[slot], self._scratch, self._counters[slot])
-        self._streams[slot] = CompiledStream(self._model, self._weights, buffers)
-        if self._model.router is not None:
-            for part in self._heard:
-                part[slot] = 0
-
-    def want(self, slot: int, uf: float | Auto, budget: float | None) -> None:
-        self._budgets.pop(slot, None)
-        if isinstance(uf, str):
-            assert budget is not None
-            self._budgets[slot] = budget
-        else:
-            self._next[slot] = self._model.config.ufs.index(uf)
-
-    def tick(self, samples: Tensor) -> tuple[Tensor, list[int]]:
-        """Streams up to their first output run alone, the others together (with an LSTM, none)."""
-        from .compiled.batch import tick
-
-        x, out = samples.contiguous().numpy(), np.zeros(tuple(samples.shape), np.float32)
-        self._choose(x)
-        self.choice = torch.from_numpy(self._next.copy())
-        ready, together = [0] * len(x), []
-        for slot, stream in self._streams.items():
-            if slot in self._steady:
-                together.append(slot)
-                continue
-            head = stream.feed(x[slot], self._next[slot : slot + 1])
-            out[slot, : len(head)], ready[slot] = head, len(head)
-            if len(head) and self._model.config.rnn == "gru":
-                self._steady.add(slot)
-        if together:
-            weights, places, chosen = self._weights, self._places, np.array(together)
-            arrays = weights.weights, weights.const, self._mems, self._counters, self._scratch, self._ints
-            tables = places.shape, places.levels, weights.mats, weights.counts
-            tick(x, chosen, self._next[chosen], out, *arrays, *tables)
-            for slot in together:
-                self._streams[slot].ran(self._model.hop)
-                ready[slot] = self._model.hop
-        return torch.from_numpy(out), ready
-
-    def _choose(self, x: NDArray[np.float32]) -> None:
-        """Ask the router for the streams that have a budget and complete a frame."""
-        groups: dict[int, list[int]] = defaultdict(list)
-        for slot in self._budgets:
-            stream = self._streams[slot]
-            early = self._model.early(stream.samples)
-            if len(stream.pending) >= early:
-                groups[early].append(slot)
-        for early, slots in groups.items():
-            heard = [np.concatenate([self._streams[slot].pending, x[slot]]) for slot in slots]
-            used = np.stack(heard)[:, : early + self._model.hop]
-            self._next[slots] = self._decided(slots, used, early, 1)[:, 0]
-
-    def _decided(self, slots: list[int], used: NDArray[np.float32], early: int, frames: int) -> NDArray[np.int64]:
-        """Indices of UFs ``[slots, frames]``, from the samples of these frames; the router has then heard them."""
-        state = RouterState(*(part[slots] for part in self._heard))
-        budgets = torch.tensor([self._budgets[slot] for slot in slots], dtype=torch.float32)
-        choice, state = self._router.choose(torch.from_numpy(used), early, frames, budgets, state, False)
-        for part, new in zip(self._heard, state, strict=True):
-            part[slots] = new
-        return choice
-
-    def leave(self, slot: int) -> Tensor:
-        self._steady.discard(slot)
-        stream, choice = self._streams.pop(slot), self._next[slot : slot + 1]
-        if slot in self._budgets:
-            state = self._model.initial_state()._replace(samples=stream.samples)
-            left = max(self._model.frames_left(state, len(stream.pending)), 1)
-            choice = self._decided([slot], stream.pending[None], self._model.early(stream.samples), left)[0]
-            del self._budgets[slot]
-        return torch.from_numpy(stream.finish(np.zeros(0, np.float32), choice))
