@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--at", type=int, help="do not search: time this many streams")
     parser.add_argument("--limit", type=float, default=8.0, help="ms of a tick")
     parser.add_argument("--quantile", type=float, default=0.99, help="of the ticks; lower where others use the machine")
-    parser.add_argument("--ticks", type=int, default=200, help="ticks of each trial")
+    parser.add_argument("--ticks", type=int, default=500, help="ticks of each trial")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = slimse.load(device=args.device)

@@ -178,7 +178,8 @@ def onnx_offline(model: SlimDemucs, uf: float, seconds: float) -> Call:
 def inductor_step(model: SlimDemucs, uf: float) -> Call:
     """A frame in the code of `torch.compile`."""
     state, values = example(model)
-    compiled = torch.compile(Step(opened(model), uf, state), fullgraph=True, dynamic=False)
+    options = {"cpp_wrapper": True}
+    compiled = torch.compile(Step(opened(model), uf, state), fullgraph=True, dynamic=False, options=options)
 
     @torch.no_grad()
     def call() -> object:
@@ -301,22 +302,25 @@ def steadiness(call: Call, frames: int) -> dict[str, float]:
 
 
 def scaling(seconds: float) -> dict[str, float]:
-    """Seconds that `slimse enhance` takes for a folder of eight files in one and in two processes, start included."""
+    """Seconds of `slimse enhance` for eight files in one and in two processes, and the ratio without the start."""
     command = [sys.executable, "-c", "from slimse.cli import app; app()", "enhance"]
-    times: dict[int, list[float]] = {1: [], 2: []}
+    times: dict[tuple[int, float], float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "in"
-        source.mkdir()
-        for index in range(8):
-            soundfile.write(source / f"{index}.wav", noisy_clip(round(16_000 * seconds)), 16_000)
-        for turn, jobs in enumerate((1, 2, 1, 2)):
+        for length in (1.0, seconds):
+            source = Path(folder) / f"{length:g}"
+            source.mkdir()
+            for index in range(8):
+                soundfile.write(source / f"{index}.wav", noisy_clip(round(16_000 * length)), 16_000)
+        for (jobs, length), turn in itertools.product(itertools.product((1, 2), (1.0, seconds)), (0, 1)):
             start = time.perf_counter()
-            out = [str(source), "-o", str(Path(folder) / f"out{turn}"), "--jobs", str(jobs)]
+            out = [f"{folder}/{length:g}", "-o", f"{folder}/out {jobs} {length:g} {turn}", "--jobs", str(jobs)]
             # With one job the command would use all cores for one file.
             subprocess.run([*command, *out], check=True, stdout=subprocess.DEVNULL, env=os.environ | ONE_THREAD)
-            times[jobs].append(time.perf_counter() - start)
-    one, two = min(times[1]), min(times[2])
-    return {"one process, s": one, "two processes, s": two, "ratio": one / two}
+            spent = time.perf_counter() - start
+            times[jobs, length] = min(spent, times.get((jobs, length), spent))
+    result = {f"{jobs} of {length:g} s": spent for (jobs, length), spent in times.items()}
+    one, two = (times[jobs, seconds] - times[jobs, 1.0] for jobs in (1, 2))
+    return result | {"ratio": times[1, seconds] / times[2, seconds], "ratio without start": one / two}
 
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}

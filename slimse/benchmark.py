@@ -22,7 +22,7 @@ from .streaming import Streamer
 from .width import Auto
 
 Call = Callable[[], object]
-HALF = "numba, float16 weights"
+HALF = "numba half"
 BACKENDS: dict[str, dict[str, Any]] = {
     "torch": {"backend": "torch"},
     "numba": {"backend": "numba"},

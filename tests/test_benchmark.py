@@ -24,7 +24,7 @@ def test_bench_reports_every_backend_at_every_width():
     cases = [(timing["backend"], timing["uf"]) for timing in result["timings"]]
     backends = list(result["random"])
     assert cases == [(backend, uf) for backend in backends for uf in (0.125, 0.25, 0.5, 1.0)]
-    assert set(backends) == {"torch", "numba", "numba, float16 weights"} - set(result["missing"])
+    assert set(backends) == {"torch", "numba", "numba half"} - set(result["missing"])
     for timing in result["timings"]:
         assert timing["load"] == pytest.approx(timing["frame_ms"] / 2)  # a frame is 2 ms
         assert timing["streams_per_core"] == int(2 / timing["frame_ms"])

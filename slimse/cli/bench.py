@@ -39,8 +39,9 @@ def bench(
 
 
 def _table(result: Benchmark, model: str) -> Table:
-    table = Table(title=f"{model}: one CPU thread, frames back to back, medians")
-    names = ("UF", "ms per frame", "share of a core", "streams per core", "offline", "MAC saving", "time saving")
+    router = "" if result.budget is None else f"; auto: the router, for a budget of {result.budget:g}"
+    table = Table(title=f"{model}: one CPU thread, frames back to back, medians{router}")
+    names = ("UF", "ms per frame", "of a core", "streams per core", "offline, x real time", "MAC saving", "time saving")
     table.add_column("backend")
     for name in names:
         table.add_column(name, justify="right")
@@ -48,11 +49,11 @@ def _table(result: Benchmark, model: str) -> Table:
         for timing in (timing for timing in result.timings if timing.backend == backend):
             table.add_row(
                 backend,
-                f"auto, budget {result.budget:g}" if isinstance(timing.uf, str) else f"{timing.uf:g}",
+                timing.uf if isinstance(timing.uf, str) else f"{timing.uf:g}",
                 f"{timing.frame_ms:.3f}",
                 f"{100 * timing.load:.1f} %",
                 str(timing.streams_per_core),
-                "" if timing.offline is None else f"{timing.offline:.0f}x real time",
+                "" if timing.offline is None else f"{timing.offline:.0f}x",
                 f"{timing.mac_saving:.2f}x",
                 f"{timing.saving:.2f}x",
             )
