@@ -1,4 +1,4 @@
-"""Check every kernel against its twin on this machine's GPU, time everything, and write the report.
+"""Check every kernel against its twin and a tick of `StreamBatch` as a CUDA graph, time all, and write the report.
 
     python bench/gpu.py --out DIR [--tune] [--minutes 8]
 
@@ -28,8 +28,9 @@ import torch
 from cases import BLOCKS, MODEL, OPS, UFS, Case, Setup, describe
 from torch.utils import _pytree as pytree
 
-from slimse import ops
+from slimse import SlimDemucs, SlimDemucsConfig, ops
 from slimse.ops import launchers, tuning
+from slimse.serving import StreamBatch
 
 LIMITS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
 """Largest relative error of a result, against float64. That of a gradient is four times as large, or twice that of the
@@ -125,19 +126,48 @@ def check(name: str, kind: str, ragged: bool, device: str = "cuda") -> dict[str,
 
 
 def check_all() -> list[dict[str, Any]]:
-    """All checks; a kernel that fails to run is one that is not within its limits, with its message."""
+    """All checks, of kernels and of a tick as a CUDA graph; what fails to run is not within limits, and says why."""
     found = []
-    for name, kind, ragged in itertools.product(launchers.KERNELS, LIMITS, (False, True)):
+    cases = itertools.product(launchers.KERNELS, LIMITS, (False, True))
+    for name, kind, ragged in [*cases, ("serving tick", "fp32", True)]:
         if name == "diagonal_gru" and ragged:
             continue
         try:
-            row = check(name, kind, ragged)
+            row = check_tick() if name == "serving tick" else check(name, kind, ragged)
         except Exception as error:  # One kernel that does not compile must not hide what the others do.
             row = {"op": name, "kind": kind, "width": "ragged" if ragged else "uniform", "within": False}
             row["message"] = f"{type(error).__name__}: {str(error)[:500]}"
         found.append(row)
         print(("ok      " if row["within"] else "FAILED  ") + json.dumps(row), flush=True)
     return found
+
+
+def check_tick(device: str = "cuda", config: str | SlimDemucsConfig = "dynamic", ticks: int = 12) -> dict[str, Any]:
+    """Largest relative error of ticks of many streams replayed as a CUDA graph, against the same ticks without one.
+
+    Streams join at every other tick, with widths and budgets by turns, which change at every tick. Where there is no
+    CUDA, both run without a graph.
+    """
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = SlimDemucs(config).eval().requires_grad_(False).to(device)
+    batches = [StreamBatch(model, ticks, backend="torch", graph=graph and device == "cuda") for graph in (True, False)]
+    error = 0.0
+    for tick in range(ticks):
+        samples, outputs = 0.05 * torch.randn(ticks, model.hop, device=device), []
+        for batch in batches:
+            if tick % 2 == 0:
+                batch.join()
+            for slot in batch.slots:
+                if (tick + slot) % 3:
+                    batch.set_uf(slot, model.config.ufs[(tick + slot) % len(model.config.ufs)])
+                else:
+                    batch.set_budget(slot, 0.5)
+            out, ready = batch.tick(samples)
+            outputs.append([out[slot, : ready[slot]] for slot in batch.slots if ready[slot]])
+        error = max([error, distance(*outputs)] if outputs[1] else [error])
+    row = {"op": "serving tick", "kind": "fp32", "width": "ragged", "error": error}
+    return {**row, "within": error <= LIMITS["fp32"]}
 
 
 def measure(call: Callable[[], Any], rounds: int = 20) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""Turn times into a Markdown report and two plots.
+"""Turn times into a Markdown report and plots.
 
     python bench/report.py times.json --out DIR
 
 reads what ``pytest bench --benchmark-json=times.json`` or ``python bench/gpu.py`` wrote, and writes ``report.md``,
-``speedup.png`` and ``blocks.png`` (these need matplotlib). A time on a GPU comes from a GPU, whose name the report
-bears; what is missing is called not measured.
+``speedup.png`` and ``blocks.png``, and of live frames ``live.svg`` (these need matplotlib). A time on a GPU comes from
+a GPU, whose name the report bears; what is missing is called not measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from typing import Any
 from cases import MIXTURE
 
 NOT_MEASURED = "not measured"
-BASELINES = ("sliced", "compiled", "full", "masked")
+BASELINES = ("sliced", "compiled", "full", "masked", "onnx")
+LIVE = "live frame"
+NAMES = {
+    "slimse": "SlimSE, compiled path",
+    "sliced": "eager PyTorch, prefix views",
+    "compiled": "torch.compile, a graph per UF",
+    "onnx": "ONNX Runtime, a session per UF",
+}
+"""Implementations of a live frame, in words."""
 Key = tuple[str, int, str, str, Any]
 """Device, batch, number format, label and UF."""
 
@@ -121,15 +129,14 @@ def write(entries: Iterable[dict[str, Any]], folder: Path, notes: Iterable[str] 
         "",
         "Time: median of the op. MAC saving, attainable (by the roofline, where the device has one) and measured: at",
         "UF 1 over at the UF. Versus: time of the baseline over that of the op, the baseline being torch's layers on",
-        "sliced weights, the same compiled, at full width, and at full width with masks.",
+        "sliced weights, the same compiled, at full width, at full width with masks, and ONNX Runtime.",
         *(["", *notes] if notes else []),
     ]
     for point in times.points():
         device, batch, kind = point
         lines += ["", f"## {device}, batch {batch}, {kind}", "", *table(times, point)]
     if importlib.util.find_spec("matplotlib"):
-        _plot(times, folder)
-        lines += ["", "![Speed-up against MAC saving](speedup.png)", "", "![Time per block](blocks.png)"]
+        lines += _plots(times, folder)
     else:
         lines += ["", "No plots: matplotlib is not installed."]
     path = folder / "report.md"
@@ -137,11 +144,62 @@ def write(entries: Iterable[dict[str, Any]], folder: Path, notes: Iterable[str] 
     return path
 
 
-def _plot(times: Times, folder: Path) -> None:
-    """Speed-up against MAC saving with what is attainable, and time per block, of the largest batch."""
+def _plots(times: Times, folder: Path) -> list[str]:
+    """Draw what there are times of; returns lines that show it."""
     import matplotlib
 
     matplotlib.use("Agg")
+    lines = []
+    if any(label == LIVE for point in times.points() for label in times.labels(point)):
+        _plot_live(times, folder)
+        lines += ["", "![Speed-up of a live frame against MAC saving](live.svg)"]
+    if any(label != LIVE for point in times.points() for label in times.labels(point)):
+        _plot(times, folder)
+        lines += ["", "![Speed-up against MAC saving](speedup.png)", "", "![Time per block](blocks.png)"]
+    return lines
+
+
+def live_speedups(times: Times) -> dict[str, list[tuple[float, float, float]]]:
+    """Per implementation of a live frame: MAC saving, gain over its own UF 1, and gain over eager PyTorch at UF 1."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for point in times.points():
+        device, batch, kind = point
+        eager = times.seconds.get(((device, batch, "fp32", LIVE, 1.0), "sliced"))
+        for name, words in NAMES.items():
+            for uf in MIXTURE:
+                key, wide = (*point, LIVE, uf), (*point, LIVE, 1.0)
+                mine, own = times.seconds.get((key, name)), times.seconds.get((wide, name))
+                if mine and own and eager:
+                    row = times.info[wide]["macs"] / times.info[key]["macs"], own / mine, eager / mine
+                    found.setdefault(words if kind == "fp32" else f"{words}, {kind}", []).append(row)
+    return found
+
+
+def _plot_live(times: Times, folder: Path) -> None:
+    """Speed-up of a live frame against MAC saving."""
+    import matplotlib.pyplot as plt
+
+    figure, (own, eager) = plt.subplots(1, 2, figsize=(11, 4.5))
+    speedups = sorted(live_speedups(times).items())
+    for words, rows in speedups:
+        saving, gain, faster = zip(*sorted(rows), strict=True)
+        own.plot(saving, gain, "o-", label=words)
+        eager.plot(saving, faster, "o-", label=words)
+    ends = [1, max(row[0] for _, rows in speedups for row in rows)]
+    own.plot(ends, ends, "k:", linewidth=1, label="all that is saved")
+    own.set(xlabel="MAC saving", ylabel="speed-up over its own UF 1")
+    eager.set(xlabel="MAC saving", ylabel="speed-up over eager PyTorch at UF 1")
+    own.legend(fontsize=7)
+    figure.suptitle(f"A live frame, {', '.join(sorted({point[0] for point in times.points()}))}")
+    figure.tight_layout()
+    # Small, and the same file from the same times.
+    with plt.rc_context({"svg.hashsalt": LIVE, "svg.fonttype": "none"}):
+        figure.savefig(folder / "live.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _plot(times: Times, folder: Path) -> None:
+    """Speed-up against MAC saving with what is attainable, and time per block, of the largest batch."""
     import matplotlib.pyplot as plt
 
     points = [point for point in times.points() if point[1] == max(p[1] for p in times.points())]

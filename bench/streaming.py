@@ -2,7 +2,9 @@
 
     python bench/streaming.py                 # prints tables, about two minutes
     python bench/streaming.py --json          # prints JSON
-    python bench/streaming.py --hour          # adds the spread over an hour of sound
+    python bench/streaming.py --frames 225000 # adds the spread over an hour of sound, and what it does to memory
+    python bench/streaming.py --enhance 60    # adds `slimse enhance` on a folder, in one process and in two
+    python bench/streaming.py --inductor      # adds torch.compile
 
 Backends: ``torch`` is eager PyTorch on views of the weights, ``compiled`` the numba path, ``half`` the same with
 float16 weights, ``onnx`` ONNX Runtime with one session per UF (needs onnx, onnxscript and onnxruntime), ``inductor``
@@ -11,30 +13,85 @@ resampling, which it cannot export.
 
 ``back to back``: medians of frames without a pause, all cases taking turns. ``paced``: one frame each 16 ms, as in live
 use, when caches have gone cold. ``random``: mean of frames whose UF is drawn anew each time, over the mean of the UFs'
-own means. ``two processes``: frames per second of two processes over those of one.
+own means. ``two processes``: frames per second of two processes over those of one. Any part can be left out by a 0:
+``--rounds 0 --offline 0 --processes 0``.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
+import itertools
 import json
 import logging
 import multiprocessing
+import os
 import platform
+import resource
+import subprocess
+import sys
+import tempfile
 import time
+import tracemalloc
 import warnings
+from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
+import soundfile
 import torch
 from torch import nn
 
-from slimse import SlimDemucs
-from slimse.benchmark import Call, frame_call, interleaved, offline_call, random_ufs
+from slimse import SlimDemucs, load
+from slimse.benchmark import Call, frame_call, interleaved, noisy_clip, offline_call, random_ufs, turn_ms
 from slimse.compiled.network import enhance
+from slimse.nn import DecoderBlock, EncoderBlock, GroupedGRU, resample
+from slimse.ops import blocks as twins
+from slimse.ops.recurrent import slim_gru
 
 OWN = {"torch": {"backend": "torch"}, "compiled": {"backend": "numba"}, "half": {"backend": "numba", "half": True}}
+
+
+class OpenEncoder(EncoderBlock):
+    """The twin itself, into which compilers and exporters can look; of a registered op they see the name."""
+
+    def forward(self, x: torch.Tensor, width: int) -> torch.Tensor:
+        """As of `EncoderBlock`."""
+        weights = (self.conv_weight, self.conv_bias, self.glu_weight, self.glu_bias)
+        return twins.encoder_block(x, *weights, width, self.stride)
+
+
+class OpenDecoder(DecoderBlock):
+    """As `OpenEncoder`."""
+
+    def forward(self, x: torch.Tensor, width: int, skip: torch.Tensor, *, activate: bool) -> torch.Tensor:
+        """As of `DecoderBlock`."""
+        weights = (self.glu_weight, self.glu_bias, self.conv_weight)
+        bias, relu = (self.conv_bias, self.relu) if activate else (None, False)
+        return twins.decoder_block(x, *weights, width, self.stride, self.outputs, skip, bias, relu)
+
+
+class OpenGRU(GroupedGRU):
+    """As `OpenEncoder`."""
+
+    def forward(self, x: torch.Tensor, width: int, state: tuple[torch.Tensor]) -> tuple:
+        """As of `GroupedGRU`."""
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        out, new = slim_gru(x, *weights, self.size, state[0])
+        return out, (new,)
+
+
+def opened(model: SlimDemucs) -> SlimDemucs:
+    """A copy for compilers and exporters, to their best advantage."""
+    model = copy.deepcopy(model)
+    classes = {EncoderBlock: OpenEncoder, DecoderBlock: OpenDecoder, GroupedGRU: OpenGRU}
+    for module in model.modules():
+        module.__class__ = classes.get(type(module), type(module))
+    # They would build the filter anew in every call.
+    matrix = resample._filter_matrix(torch.float32, torch.device("cpu"))
+    resample._filter_matrix.__wrapped__ = lambda dtype, device: matrix
+    return model
 
 
 class Step(nn.Module):
@@ -65,7 +122,7 @@ def onnx_step(model: SlimDemucs, uf: float) -> Call:
 
     state, inputs = example(model)
     buffer = io.BytesIO()
-    torch.onnx.export(Step(model, uf, state), tuple(inputs), buffer, dynamo=True, verbose=False)
+    torch.onnx.export(Step(opened(model), uf, state).eval(), tuple(inputs), buffer, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(buffer.getvalue(), session_options(), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     values = [tensor.numpy() for tensor in inputs]
@@ -121,7 +178,8 @@ def onnx_offline(model: SlimDemucs, uf: float, seconds: float) -> Call:
 def inductor_step(model: SlimDemucs, uf: float) -> Call:
     """A frame in the code of `torch.compile`."""
     state, values = example(model)
-    compiled = torch.compile(Step(model, uf, state))
+    options = {"cpp_wrapper": True}
+    compiled = torch.compile(Step(opened(model), uf, state), fullgraph=True, dynamic=False, options=options)
 
     @torch.no_grad()
     def call() -> object:
@@ -168,22 +226,25 @@ def processes(count: int, frames: int) -> float:
     return rate
 
 
-def measure(model: SlimDemucs, args: argparse.Namespace) -> dict:
-    """All results, in ms."""
-    ufs = list(model.config.ufs)
-    period = model.hop / model.config.sample_rate
-    cases: dict[tuple[str, float], Call] = {}
-    for name, options in OWN.items():
-        cases |= {(name, uf): frame_call(model, [uf], **options) for uf in ufs}
-    if not args.no_onnx:
-        cases |= {("onnx", uf): onnx_step(model, uf) for uf in ufs}
-    if args.inductor:
-        cases |= {("inductor", uf): inductor_step(model, uf) for uf in ufs}
-    names = list(dict.fromkeys(name for name, _ in cases))
-    turns = dict(zip(cases, interleaved(list(cases.values()), args.rounds, 20), strict=True))
-    result = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
-    result["back to back"] = {n: [1000 * median(turns[n, uf]) for uf in ufs] for n in names}
-    result["paced"] = {n: [1000 * paced(cases[n, uf], args.paced, period) for uf in ufs] for n in names}
+def cases(model: SlimDemucs, *, onnx: bool, inductor: bool) -> dict[tuple[str, float], Call]:
+    """A call per implementation and UF that runs the next frame of a stream."""
+    ufs = model.config.ufs
+    calls = {(name, uf): frame_call(model, [uf], **options) for name, options in OWN.items() for uf in ufs}
+    if onnx:
+        calls |= {("onnx", uf): onnx_step(model, uf) for uf in ufs}
+    if inductor:
+        calls |= {("inductor", uf): inductor_step(model, uf) for uf in ufs}
+    return calls
+
+
+def live(model: SlimDemucs, args: argparse.Namespace) -> dict:
+    """Back to back, paced, and with a UF drawn for each frame; ms."""
+    ufs, period = list(model.config.ufs), model.hop / model.config.sample_rate
+    calls = cases(model, onnx=not args.no_onnx, inductor=args.inductor)
+    names = list(dict.fromkeys(name for name, _ in calls))
+    turns = dict(zip(calls, interleaved(list(calls.values()), args.rounds, 20), strict=True))
+    result: dict = {"back to back": {n: [1000 * median(turns[n, uf]) for uf in ufs] for n in names}}
+    result["paced"] = {n: [1000 * paced(calls[n, uf], args.paced, period) for uf in ufs] for n in names}
     for kind in ("back to back", "paced"):
         result[f"gain {kind}"] = {name: times[-1] / times[0] for name, times in result[kind].items()}
     mixed = random_ufs(model, 1000)
@@ -192,31 +253,94 @@ def measure(model: SlimDemucs, args: argparse.Namespace) -> dict:
         if name in OWN:
             drawn = frame_call(model, mixed, **OWN[name])
         else:
-            order = iter(mixed * 100)
-            drawn = lambda name=name, order=order: cases[name, next(order)]()  # noqa: E731
-        calls = [drawn, *(cases[name, uf] for uf in ufs)]
-        own, *uniform = interleaved(calls, args.rounds, 20)
-        # Means of turns, and their median: a UF of its own for each frame has no typical frame.
-        typical = [1000 * median(mean(t[i : i + 20]) for i in range(0, len(t), 20)) for t in (own, *uniform)]
+            order = itertools.cycle(mixed)
+            drawn = lambda name=name, order=order: calls[name, next(order)]()  # noqa: E731
+        own, *uniform = interleaved([drawn, *(calls[name, uf] for uf in ufs)], args.rounds, 20)
+        typical = [turn_ms(times, 20) for times in (own, *uniform)]
         result["random"][name] = {"ms": typical[0], "over the mean of the UFs": typical[0] / mean(typical[1:])}
+    return result
+
+
+def offline(model: SlimDemucs, seconds: float, *, onnx: bool) -> dict[str, float]:
+    """Whole signals; ms."""
+    ufs = list(model.config.ufs)
+    whole = {("compiled", uf): offline_call(model, uf, seconds, "numba") for uf in ufs}
+    whole |= {("torch", uf): offline_call(model, uf, seconds, "torch") for uf in ufs}
+    whole[("mixture", 0.0)] = mixture_call(model, seconds)
+    if onnx:
+        whole |= {("onnx", uf): onnx_offline(model, uf, seconds) for uf in ufs}
+    spent = dict(zip(whole, interleaved(list(whole.values()), 5), strict=True))
+    result = {f"{name} {uf:g}": 1000 * median(times) for (name, uf), times in spent.items()}
+    expected = sum(share * result[f"compiled {uf:g}"] for uf, share in zip(ufs, MIXTURE, strict=True))
+    return result | {"mixture over shares": result["mixture 0"] / expected}
+
+
+def steadiness(call: Call, frames: int) -> dict[str, float]:
+    """How far single frames are from the median, ms, and what they leave behind in memory."""
+    peak_kb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # noqa: E731
+    times = np.zeros(frames)
+    for _ in range(1000):
+        call()
+    before = peak_kb()
+    for index in range(frames):
+        start = time.perf_counter()
+        call()
+        times[index] = time.perf_counter() - start
+    grown = peak_kb() - before
+    names, quantiles = ("p50", "p99", "p99.9", "max"), np.quantile(times, [0.5, 0.99, 0.999, 1])
+    result = dict(zip(names, (1000 * quantiles).tolist(), strict=True))
+    result |= {"p99.9 over p50": float(quantiles[2] / quantiles[0]), "resident memory grew by, kB": grown}
+    tracemalloc.start()
+    call()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    for _ in range(1000):
+        call()
+    now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return result | {"kept per frame, bytes": (now - kept) / 1000, "at most at a time, bytes": peak - kept}
+
+
+def scaling(seconds: float) -> dict[str, float]:
+    """Seconds of `slimse enhance` for eight files in one and in two processes, and the ratio without the start."""
+    command = [sys.executable, "-c", "from slimse.cli import app; app()", "enhance"]
+    times: dict[tuple[int, float], float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for length in (1.0, seconds):
+            source = Path(folder) / f"{length:g}"
+            source.mkdir()
+            for index in range(8):
+                soundfile.write(source / f"{index}.wav", noisy_clip(round(16_000 * length)), 16_000)
+        for (jobs, length), turn in itertools.product(itertools.product((1, 2), (1.0, seconds)), (0, 1)):
+            start = time.perf_counter()
+            out = [f"{folder}/{length:g}", "-o", f"{folder}/out {jobs} {length:g} {turn}", "--jobs", str(jobs)]
+            # With one job the command would use all cores for one file.
+            subprocess.run([*command, *out], check=True, stdout=subprocess.DEVNULL, env=os.environ | ONE_THREAD)
+            spent = time.perf_counter() - start
+            times[jobs, length] = min(spent, times.get((jobs, length), spent))
+    result = {f"{jobs} of {length:g} s": spent for (jobs, length), spent in times.items()}
+    one, two = (times[jobs, seconds] - times[jobs, 1.0] for jobs in (1, 2))
+    return result | {"ratio": times[1, seconds] / times[2, seconds], "ratio without start": one / two}
+
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def measure(model: SlimDemucs, args: argparse.Namespace) -> dict:
+    """All results."""
+    result: dict = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+    if args.rounds:
+        result |= live(model, args)
     if args.offline:
-        whole = {("compiled", uf): offline_call(model, uf, args.offline, "numba") for uf in ufs}
-        whole |= {("torch", uf): offline_call(model, uf, args.offline, "torch") for uf in ufs}
-        whole[("mixture", 0.0)] = mixture_call(model, args.offline)
-        if not args.no_onnx:
-            whole |= {("onnx", uf): onnx_offline(model, uf, args.offline) for uf in ufs}
-        spent = dict(zip(whole, interleaved(list(whole.values()), 5), strict=True))
-        offline = {f"{name} {uf:g}": 1000 * median(times) for (name, uf), times in spent.items()}
-        shares = dict(zip(ufs, MIXTURE, strict=True))
-        expected = sum(share * offline[f"compiled {uf:g}"] for uf, share in shares.items())
-        result["offline"] = offline | {"mixture over shares": offline["mixture 0"] / expected}
+        result["offline"] = offline(model, args.offline, onnx=not args.no_onnx)
     if args.processes:
         result["two processes"] = processes(2, args.processes) / processes(1, args.processes)
-    if args.hour:
-        call, count = cases["compiled", 1.0], round(3600 / period)
-        times = np.array(interleaved([call], 1, count)[0])
-        quantiles = np.quantile(times, [0.5, 0.99, 0.999, 1])
-        result["hour of frames at UF 1"] = dict(zip(("p50", "p99", "p99.9", "max"), 1000 * quantiles, strict=True))
+    if args.enhance:
+        result["slimse enhance"] = scaling(args.enhance)
+    if args.frames:
+        for name, options in (("UF 1", {"uf": 1.0}), ("auto", {"uf": "auto", "budget": 0.25})):
+            call = frame_call(load() if name == "auto" else model, backend="numba", **options)
+            result[f"{args.frames} frames, {name}"] = steadiness(call, args.frames)
     return result
 
 
@@ -241,11 +365,12 @@ def mixture_call(model: SlimDemucs, seconds: float) -> Call:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="turns of all cases, of 20 frames each")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of all cases, of 20 frames each; 0 for none")
     parser.add_argument("--paced", type=int, default=60, help="paced frames of each case")
     parser.add_argument("--offline", type=float, default=10.0, help="seconds of a whole signal, 0 for none")
     parser.add_argument("--processes", type=int, default=3000, help="frames of each of two processes, 0 for none")
-    parser.add_argument("--hour", action="store_true", help="time the frames of an hour of sound")
+    parser.add_argument("--enhance", type=float, default=0, help="seconds of each of eight files, 0 for none")
+    parser.add_argument("--frames", type=int, default=0, help="frames of a long stream (225000: an hour), 0 for none")
     parser.add_argument("--no-onnx", action="store_true", help="leave ONNX Runtime out")
     parser.add_argument("--inductor", action="store_true", help="add torch.compile")
     parser.add_argument("--json", action="store_true", help="print JSON")

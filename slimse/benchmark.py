@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
+from numpy.typing import NDArray
 
 from .compiled import unavailable
+from .demo import bundled_clip
 from .models import SlimDemucs
 from .profiling import profile
 from .streaming import Streamer
+from .width import Auto
 
 Call = Callable[[], object]
+HALF = "numba half"
+BACKENDS: dict[str, dict[str, Any]] = {
+    "torch": {"backend": "torch"},
+    "numba": {"backend": "numba"},
+    HALF: {"backend": "numba", "half": True},
+}
+"""What is timed, and the options of a `Streamer` for it."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One backend at one UF, on one thread."""
+    """One backend at one UF, or with the router choosing, on one thread."""
 
     backend: str
-    uf: float
+    uf: float | Auto
     frame_ms: float
-    """Median time of one frame of a stream, back to back."""
+    """Of one frame of a stream, back to back: the median; where widths change, the median of means over turns."""
     load: float
     """Share of one core that a live stream takes."""
     streams_per_core: int
@@ -33,9 +46,9 @@ class Timing:
     offline: float | None
     """Seconds of sound per second of processing of a whole signal; None where a backend is for streams alone."""
     mac_saving: float
-    """Multiply-accumulates at UF 1.0 over those at this UF."""
+    """Multiply-accumulates at UF 1.0 over those here, the router's included where it chooses."""
     saving: float
-    """Time of a frame at UF 1.0 over that at this UF, of the same backend."""
+    """Time of a frame at UF 1.0 over that here, of the same backend."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,8 @@ class Benchmark:
     timings: tuple[Timing, ...]
     random: dict[str, float]
     """Per backend, ms of a frame whose UF is drawn anew each time: the mean over a turn, its median over the turns."""
+    budget: float | None
+    """That the router chose for; None for a model without one."""
     missing: dict[str, str]
     """Backends that cannot run, and why."""
 
@@ -53,13 +68,12 @@ class Benchmark:
         return asdict(self)
 
     def sentence(self) -> str:
-        """The result in plain words."""
-        fastest = min(self.timings, key=lambda timing: timing.frame_ms)
-        full = next(t for t in self.timings if t.backend == fastest.backend and t.uf == 1.0)
-        return (
-            f"On the {fastest.backend} backend a live stream takes {100 * full.load:.1f} % of one core at UF 1, and "
-            f"{100 * fastest.load:.1f} % at UF {fastest.uf:g}."
-        )
+        """The result in plain words, of the backend that runs unless another is asked for."""
+        backend = "torch" if "numba" in self.missing else "numba"
+        loads = [(timing.uf, timing.load) for timing in self.timings if timing.backend == backend]
+        parts = [f"{100 * load:.1f} % at UF {uf:g}" for uf, load in reversed(loads) if not isinstance(uf, str)]
+        parts += [f"{100 * load:.1f} % at a budget of {self.budget:g}" for uf, load in loads if uf == "auto"]
+        return f"A live stream uses this much of one core ({backend}): {', '.join(parts)}."
 
 
 def interleaved(calls: Sequence[Call], rounds: int, repeats: int = 1) -> list[list[float]]:
@@ -82,20 +96,25 @@ def interleaved(calls: Sequence[Call], rounds: int, repeats: int = 1) -> list[li
     return times
 
 
-def frame_call(model: SlimDemucs, ufs: Sequence[float], **options: Any) -> Call:
-    """A call that runs one more frame of a stream, at the next of ``ufs``, over and over."""
+def noisy_clip(samples: int) -> NDArray[np.float32]:
+    """The bundled noisy clip, over and over: ``[samples]``."""
+    return np.resize(soundfile.read(bundled_clip(), dtype="float32")[0], samples)
+
+
+def frame_call(model: SlimDemucs, ufs: Sequence[float] | None = None, **options: Any) -> Call:
+    """A call that runs one more frame of a stream of noisy speech.
+
+    Args:
+        model: a causal model.
+        ufs: widths that the frames take by turns; None for what ``options`` say.
+        **options: of the `Streamer`.
+    """
     streamer = Streamer(model, **options)
-    generator = torch.Generator().manual_seed(0)
-    streamer.feed(0.05 * torch.randn(model.first_samples, generator=generator).numpy())
-    frame = 0.05 * torch.randn(model.hop, generator=generator).numpy()
-    turn = 0
-
-    def call() -> object:
-        nonlocal turn
-        turn += 1
-        return streamer.feed(frame, ufs[turn % len(ufs)])
-
-    return call
+    sound = noisy_clip(model.first_samples + 320 * model.hop)
+    streamer.feed(sound[: model.first_samples])
+    frames = itertools.cycle(sound[model.first_samples :].reshape(-1, model.hop))
+    turns = itertools.cycle([None] if ufs is None else ufs)
+    return lambda: streamer.feed(next(frames), next(turns))
 
 
 def random_ufs(model: SlimDemucs, count: int) -> list[float]:
@@ -104,52 +123,78 @@ def random_ufs(model: SlimDemucs, count: int) -> list[float]:
     return [model.config.ufs[int(index)] for index in drawn]
 
 
-def offline_call(model: SlimDemucs, uf: float, seconds: float, backend: str) -> Call:
+def offline_call(
+    model: SlimDemucs, uf: float | Auto, seconds: float, backend: str, budget: float | None = None
+) -> Call:
     """A call that enhances a whole signal, on the layers (``"torch"``) or compiled (``"numba"``)."""
-    samples = round(seconds * model.config.sample_rate)
-    noisy = 0.05 * torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
+    noisy = torch.from_numpy(noisy_clip(round(seconds * model.config.sample_rate)))[None]
 
     @torch.no_grad()
     def call() -> object:
         if backend == "torch":
-            return model.finish(noisy, model.initial_state(), uf)
+            return model.finish(noisy, model.initial_state(), uf, budget)
         from .compiled.network import enhance
 
+        if budget is not None:
+            return enhance(model, noisy, model.route(noisy[:, None], budget), None)
+        assert not isinstance(uf, str)
         return enhance(model, noisy, uf, None)
 
     return call
 
 
-def benchmark(model: SlimDemucs, *, rounds: int = 10, frames: int = 20, seconds: float = 10.0) -> Benchmark:
-    """Time every backend that can run, at every UF, on one thread.
+def turn_ms(times: Sequence[float], frames: int) -> float:
+    """Median over turns of the mean of their ``frames`` frames: where each has a width of its own, none is typical."""
+    return 1000 * median(sum(times[start : start + frames]) / frames for start in range(0, len(times), frames))
+
+
+def benchmark(
+    model: SlimDemucs, *, budget: float = 0.25, rounds: int = 10, frames: int = 32, seconds: float = 10.0
+) -> Benchmark:
+    """Time every backend that can run, at every UF and with the router choosing, on one thread.
 
     Args:
         model: a causal model in evaluation mode on the CPU.
+        budget: for the router, if the model has one.
         rounds: turns of all backends and UFs.
         frames: frames per turn.
         seconds: length of the whole signal.
+
+    Raises:
+        ValueError: for a budget out of range.
     """
-    backends: dict[str, dict[str, Any]] = {"torch": {"backend": "torch"}}
     reason = unavailable(model)
-    missing = {} if reason is None else {"numba": reason}
-    if reason is None:
-        backends |= {"numba": {"backend": "numba"}, "numba, float16 weights": {"backend": "numba", "half": True}}
-    ufs = list(model.config.ufs)
-    macs = {width.uf: width.macs_per_sample for width in profile(model).widths}
+    backends = {"torch": BACKENDS["torch"]} if reason is not None else BACKENDS
+    widths: list[float | Auto] = [*model.config.ufs]
+    if model.router is not None:
+        widths.append("auto")
+    cases = [(name, uf) for name in backends for uf in widths]
+    mixed = random_ufs(model, rounds * frames)
+
+    def live(name: str, uf: float | Auto) -> Call:
+        if isinstance(uf, str):
+            return frame_call(model, uf=uf, budget=budget, **backends[name])
+        return frame_call(model, [uf], **backends[name])
+
+    def whole(name: str, uf: float | Auto) -> Call:
+        return offline_call(model, uf, seconds, name, budget if uf == "auto" else None)
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        cases = [(name, uf) for name in backends for uf in ufs]
-        mixed = random_ufs(model, rounds * frames)
-        calls = [frame_call(model, [uf], **backends[name]) for name, uf in cases]
+        calls = [live(*case) for case in cases]
         calls += [frame_call(model, mixed, **options) for options in backends.values()]
-        live = interleaved(calls, rounds, frames)
-        whole = [(name, uf) for name, uf in cases if "half" not in backends[name]]
-        spent = interleaved([offline_call(model, uf, seconds, name) for name, uf in whole], 3)
+        spent = interleaved(calls, rounds, frames)
+        signals = [case for case in cases if case[0] != HALF]
+        offline = interleaved([whole(*case) for case in signals], 3)
+        macs = _macs(model, budget)
     finally:
         torch.set_num_threads(threads)
-    speed = {case: seconds / median(times) for case, times in zip(whole, spent, strict=True)}
-    frame_ms = {case: 1000 * median(times) for case, times in zip(cases, live, strict=False)}
+    frame_ms = {
+        (name, uf): turn_ms(times, frames) if uf == "auto" else 1000 * median(times)
+        for (name, uf), times in zip(cases, spent, strict=False)
+    }
+    speed = {case: seconds / median(times) for case, times in zip(signals, offline, strict=True)}
     sound_ms = 1000 * model.hop / model.config.sample_rate
     timings = tuple(
         Timing(
@@ -164,8 +209,17 @@ def benchmark(model: SlimDemucs, *, rounds: int = 10, frames: int = 20, seconds:
         )
         for name, uf in cases
     )
-    drawn = {}
-    for name, times in zip(backends, live[len(cases) :], strict=True):
-        turns = [sum(times[start : start + frames]) / frames for start in range(0, len(times), frames)]
-        drawn[name] = 1000 * median(turns)
-    return Benchmark(timings, drawn, missing)
+    drawn = {name: turn_ms(times, frames) for name, times in zip(backends, spent[len(cases) :], strict=True)}
+    missing = {} if reason is None else {"numba": reason}
+    return Benchmark(timings, drawn, None if model.router is None else budget, missing)
+
+
+@torch.no_grad()
+def _macs(model: SlimDemucs, budget: float) -> dict[float | Auto, float]:
+    """Multiply-accumulates per sample at each UF, and of what the router makes of the noisy clip."""
+    costs = profile(model)
+    macs: dict[float | Auto, float] = {width.uf: width.macs_per_sample for width in costs.widths}
+    if model.router is not None:
+        clip = torch.from_numpy(noisy_clip(model.receptive_samples(320)))
+        macs["auto"] = costs.macs_per_sample(model.route(clip[None, None], budget))
+    return macs

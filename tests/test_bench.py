@@ -1,20 +1,27 @@
 """The arithmetic of the benchmarks: work, rooflines and reports. No time is looked at."""
 
+import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import gpu
+import numpy as np
 import pytest
 import report
 import roofline
+import serving
 import torch
 from cases import MIXTURE, Setup
 
-from slimse import SlimDemucs
+from slimse import PRESETS, SlimDemucs
+from slimse.models import RouterConfig
 from slimse.profiling import profile
 
 BENCH = Path(__file__).parents[1] / "bench"
+ROUTED = replace(PRESETS["small"], router=RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4))
 
 
 def test_macs_of_the_blocks_are_those_of_the_profile():
@@ -78,10 +85,78 @@ def test_a_report_divides_what_was_measured_and_names_what_was_not(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "speedup.png", "blocks.png"}
 
 
+def test_live_frames_are_compared_with_their_own_full_width_and_with_eager_pytorch(tmp_path):
+    entries = []
+    for uf in MIXTURE:
+        for name, seconds in (("slimse", 1 + uf), ("sliced", 4 + 4 * uf)):
+            entries.append(entry(name, uf, seconds, macs=16 * uf))
+            entries[-1]["extra_info"]["label"] = report.LIVE
+    entries.append(entry("slimse", 1.0, 1.0))
+    entries[-1]["extra_info"] |= {"label": report.LIVE, "kind": "fp16 weights"}
+    found = report.live_speedups(report.Times(entries))
+    ours, half = report.NAMES["slimse"], report.NAMES["slimse"] + ", fp16 weights"
+    assert set(found) == {ours, half, report.NAMES["sliced"]}
+    assert sorted(found[ours])[-1] == (8.0, 2 / 1.125, 8 / 1.125)
+    assert found[half] == [(1.0, 1.0, 8.0)]
+    text = report.write(entries, tmp_path).read_text()
+    assert "(live.svg)" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "live.svg"}
+    first = (tmp_path / "live.svg").read_bytes()
+    report.write(entries, tmp_path)
+    assert (tmp_path / "live.svg").read_bytes() == first
+
+
 def test_a_mixture_stands_beside_the_mean_of_the_uniform_times():
     entries = [entry("slimse", uf, 10 * uf) for uf in MIXTURE] + [entry("slimse", "mixture", 6.0)]
     mean = sum(10 * uf * share for uf, share in MIXTURE.items())
     assert report.Times(entries).mixing(("CPU (test)", 1, "fp32"), "encoder 1") == pytest.approx(6.0 / mean)
+
+
+def test_the_check_of_a_tick_finds_what_differs(monkeypatch):
+    """Without a graph both sides are the same code; a graph that replays old samples must not pass."""
+    row = gpu.check_tick("cpu", ROUTED, ticks=10)
+    assert row["within"]
+    assert row["error"] == 0
+
+    class Stale(gpu.StreamBatch):
+        made = 0
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            Stale.made += 1
+            self.stale = Stale.made == 1
+
+        def tick(self, samples):
+            return super().tick(0 * samples if self.stale else samples)
+
+    monkeypatch.setattr(gpu, "StreamBatch", Stale)
+    assert not gpu.check_tick("cpu", ROUTED, ticks=10)["within"]
+
+
+def test_what_compilers_get_is_the_network():
+    streaming = pytest.importorskip("streaming", reason="the comparison needs numba", exc_type=ImportError)
+    model = SlimDemucs("small").eval()
+    state, inputs = streaming.example(model)
+    with torch.no_grad():
+        plain, opened = (streaming.Step(m, 0.5, state)(*inputs) for m in (model, streaming.opened(model)))
+    assert {type(module) for module in streaming.opened(model).encoder} == {streaming.OpenEncoder}
+    for ours, theirs in zip(plain, opened, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_memory_that_frames_keep_is_found():
+    streaming = pytest.importorskip("streaming", reason="the comparison needs numba", exc_type=ImportError)
+    kept = []
+    assert streaming.steadiness(lambda: kept.append(bytearray(1000)), 5)["kept per frame, bytes"] > 1000
+    clean = streaming.steadiness(lambda: bytearray(1000), 5)
+    assert clean["kept per frame, bytes"] < 100
+    assert clean["at most at a time, bytes"] > 1000
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(0.01, range(775, 801)), (1.5, range(5, 6)), (9.0, range(1))])
+def test_the_largest_number_of_streams_is_found(cost, expected, monkeypatch):
+    monkeypatch.setattr(serving, "ticks_ms", lambda model, streams, args: (np.full(100, cost * streams), 0.25))
+    assert serving.largest(None, argparse.Namespace(limit=8.0, quantile=0.99)) in expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,13 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from slimse import SlimDemucs
+from slimse import PRESETS, SlimDemucs
 from slimse.benchmark import benchmark, interleaved, random_ufs
 from slimse.cli import app
+from slimse.models import RouterConfig
+from slimse.profiling import profile
 
 
 def run(*arguments):
@@ -20,20 +24,39 @@ def test_bench_reports_every_backend_at_every_width():
     cases = [(timing["backend"], timing["uf"]) for timing in result["timings"]]
     backends = list(result["random"])
     assert cases == [(backend, uf) for backend in backends for uf in (0.125, 0.25, 0.5, 1.0)]
-    assert set(backends) == {"torch", "numba", "numba, float16 weights"} - set(result["missing"])
+    assert set(backends) == {"torch", "numba", "numba half"} - set(result["missing"])
     for timing in result["timings"]:
         assert timing["load"] == pytest.approx(timing["frame_ms"] / 2)  # a frame is 2 ms
         assert timing["streams_per_core"] == int(2 / timing["frame_ms"])
     widest = [timing for timing in result["timings"] if timing["uf"] == 1.0]
     assert all(timing["saving"] == timing["mac_saving"] == 1 for timing in widest)
+    assert result["budget"] is None
+
+
+def test_bench_reports_what_the_router_makes_of_a_budget():
+    router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
+    model = SlimDemucs(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
+    # Always the smallest width: the work is that of the smallest, and the router's.
+    model.router.bias_logit.copy_(torch.tensor([9.0, 0, 0, 0]))
+    result = benchmark(model, budget=0.5, rounds=1, frames=2, seconds=0.1)
+    chosen = [timing for timing in result.timings if timing.uf == "auto"]
+    assert [timing.backend for timing in chosen] == list(result.random)
+    costs = profile(model)
+    macs = costs.widths[0].macs_per_sample + costs.router_macs_per_sample
+    for timing in chosen:
+        assert timing.mac_saving == pytest.approx(costs.widths[-1].macs_per_sample / macs)
+    assert "% at a budget of 0.5" in result.sentence()
+    with pytest.raises(ValueError, match="budget = 2"):
+        benchmark(model, budget=2)
 
 
 def test_bench_as_table_with_a_sentence():
     result = benchmark(SlimDemucs("small").eval(), rounds=1, frames=2, seconds=0.1)
-    assert "% of one core at UF 1" in result.sentence()
+    assert "% at UF 1, " in result.sentence()
+    assert "budget" not in result.sentence()
     table = run("bench", "small", "--rounds", "1")
     assert table.exit_code == 0
-    assert all(text in table.stdout for text in ("ms per frame", "random", "x real time", "% of one core at UF 1"))
+    assert all(text in table.stdout for text in ("ms per frame", "random", "x real time", "this much of one core"))
     refused = run("bench", "dns48-bidirectional")
     assert refused.exit_code == 2
     assert "bidirectional" in refused.stderr

@@ -1,16 +1,58 @@
 """Streams of a batch get what streamers of their own would give them."""
 
+from collections import defaultdict
+from dataclasses import replace
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimse import SlimDemucs, SlimDemucsConfig, Streamer
+from slimse.models import RouterConfig
 from slimse.serving import StreamBatch
 
+ROUTER = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
 CONFIGS = {
     "small": SlimDemucs("small").config,
     "lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", rnn_layers=2),
     "paper": SlimDemucsConfig(),
+    "routed": replace(SlimDemucs("small").config, router=ROUTER),
+    "routed lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", router=ROUTER),
 }
+PLANS = [(0, 9), (2, 14), (2, 1), (4, 3), (8, 12), (10, 7)]
+"""Tick at which a stream joins, ticks that it stays: some leave before their first frame, slots are used again."""
+
+
+def built(name):
+    """A model, whose router uses all of its widths on noise, which first weights do not."""
+    model = SlimDemucs(CONFIGS[name]).eval().requires_grad_(False)
+    if model.router is not None:
+        model.router.output.weight.normal_(std=4.0)
+        model.router.bias_ih.normal_()
+        model.router.bias_logit.normal_(std=8.0)
+    return model
+
+
+def wishes(model, streams, ticks, generator):
+    """What each stream asks for at each tick, as arguments of `Streamer.feed`: widths, and budgets for a router."""
+    drawn = torch.randint(len(model.config.ufs), (streams, ticks), generator=generator)
+    budgets = torch.rand(streams, ticks, generator=generator) * 0.8 + 0.15
+    auto = torch.rand(streams, ticks, generator=generator) < (0.7 if model.router is not None else 0.0)
+    return [
+        [
+            ("auto", float(budgets[s, t])) if auto[s, t] else (model.config.ufs[int(drawn[s, t])], None)
+            for t in range(ticks)
+        ]
+        for s in range(streams)
+    ]
+
+
+def ask(batch, slot, uf, budget):
+    if budget is None:
+        batch.set_uf(slot, uf)
+    else:
+        batch.set_budget(slot, budget)
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
@@ -18,39 +60,81 @@ CONFIGS = {
 def test_streams_that_come_and_go_equal_streamers(name, backend, relative_error):
     if backend == "numba":
         pytest.importorskip("numba", reason="the compiled path needs numba")
-    model = SlimDemucs(CONFIGS[name]).eval().requires_grad_(False)
+    model = built(name)
     generator = torch.Generator().manual_seed(1)
     batch = StreamBatch(model, 3, backend=backend)
     assert batch.backend == backend
-    # Tick at which a stream joins, ticks that it stays: some leave before their first frame, slots are used again.
-    plans = [(0, 9), (2, 14), (3, 1), (4, 3), (8, 12), (10, 7)]
-    ufs = torch.tensor(model.config.ufs)[torch.randint(len(model.config.ufs), (len(plans), 30), generator=generator)]
-    noisy = torch.randn(len(plans), 30, model.hop, generator=generator)
-    single = [Streamer(model, backend="torch") for _ in plans]
-    actual, expected = [[] for _ in plans], [[] for _ in plans]
+    wanted = wishes(model, len(PLANS), 24, generator)
+    noisy = 0.05 * torch.randn(len(PLANS), 24, model.hop, generator=generator)
+    single = [Streamer(model, backend="torch") for _ in PLANS]
+    actual, expected, used = [[] for _ in PLANS], [[] for _ in PLANS], defaultdict(set)
     slots: dict[int, int] = {}
     for tick in range(24):
-        for stream, (begin, stay) in enumerate(plans):
+        for stream, (begin, stay) in enumerate(PLANS):
             if tick == begin + stay and stream in slots:
                 actual[stream].append(batch.leave(slots.pop(stream)))
-                expected[stream].append(single[stream].flush(float(ufs[stream, tick - 1])))
+                expected[stream].append(single[stream].flush(*wanted[stream][tick - 1]))
             if tick == begin:
-                slots[stream] = batch.join()
+                slots[stream] = batch.join(*wanted[stream][tick])
         samples = torch.full((3, model.hop), float("nan"))
         for stream, slot in slots.items():
             samples[slot] = noisy[stream, tick]
-            batch.set_uf(slot, float(ufs[stream, tick]))
-            expected[stream].append(single[stream].feed(noisy[stream, tick], float(ufs[stream, tick])))
+            ask(batch, slot, *wanted[stream][tick])
+            expected[stream].append(single[stream].feed(noisy[stream, tick], *wanted[stream][tick]))
         out, ready = batch.tick(samples)
         for stream, slot in slots.items():
             actual[stream].append(out[slot, : ready[slot]].clone())
             assert len(actual[stream][-1]) == len(expected[stream][-1])
+            ran = single[stream].ufs[0]
+            if len(ran):
+                assert batch.ufs[slot] == ran[-1]
+                used[wanted[stream][tick][0] == "auto"].add(float(ran[-1]))
     assert batch.leave(batch.join()).shape == (0,)
     assert batch.slots == []
-    for stream, (_, stay) in enumerate(plans):
+    assert all(len(seen) > 1 for seen in used.values()), used
+    for stream, (_, stay) in enumerate(PLANS):
         whole = torch.cat(actual[stream])
         assert len(whole) == stay * model.hop
         assert relative_error(whole, torch.cat(expected[stream])) < 1e-5
+
+
+class FromHost(TorchDispatchMode):
+    """Notes tensors that are made of Python's numbers, as a CUDA graph cannot make them."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.lift_fresh.default:
+            self.seen.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["routed", "routed lstm"])
+def test_a_tick_for_a_graph_stays_on_the_device_and_in_its_buffers(name):
+    """What a CUDA graph demands of the tick, without one."""
+    pytest.importorskip("triton", reason="graphs are of kernels")
+    model = built(name)
+    batch = StreamBatch(model, 2, backend="torch")
+    layers = batch._slots
+    kept = [tensor.data_ptr() for group in layers._state[:-1] for tensor in group]
+    joined = batch.join("auto", 0.3)
+    for _ in range(6):
+        batch.tick(torch.randn(2, model.hop))
+    assert kept == [tensor.data_ptr() for group in layers._state[:-1] for tensor in group]
+    assert batch.slots == [joined]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # Here kernels give tensors of the right shape, whose numbers nobody can look at.
+        model = SlimDemucs(CONFIGS[name], backend="triton").eval().requires_grad_(False)
+        layers = StreamBatch(model, 2, backend="torch")._slots
+        with FromHost() as host:
+            layers.run()
+            assert host.seen == []
+            model.config.ufs.at(layers.choice)
+            assert len(host.seen) == 1
+            with pytest.raises(DataDependentOutputException):
+                model.step(torch.randn(2, model.hop), layers._state, layers._asked)
 
 
 def test_mistakes_are_named():
@@ -68,5 +152,9 @@ def test_mistakes_are_named():
         batch.join()
     with pytest.raises(ValueError, match=r"expected floating \[1, 32\]"):
         batch.tick(torch.zeros(1, 31))
+    with pytest.raises(ValueError, match="no router"):
+        batch.set_budget(0, 0.3)
+    with pytest.raises(ValueError, match="graph = True cannot run here: the model is on cpu"):
+        StreamBatch(model, 1, graph=True)
     with pytest.raises(ValueError, match="does not normalise"):
         StreamBatch(SlimDemucs(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", normalize=True)), 1)

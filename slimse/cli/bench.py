@@ -11,20 +11,23 @@ from rich.table import Table
 
 from ..benchmark import Benchmark
 from ..benchmark import benchmark as measure
-from ..checkpoint import load
+from ..checkpoint import DEFAULT, load
 from ..models import PRESETS, SlimDemucs
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="A preset, bundled weights, or a .safetensors file.")] = "paper",
+    model: Annotated[str, typer.Argument(help="A preset, bundled weights, or a .safetensors file.")] = DEFAULT,
+    budget: Annotated[float, typer.Option(help="Mean width for the router, if the model has one.")] = 0.25,
     rounds: Annotated[int, typer.Option(help="Turns of all backends and widths: more are steadier.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time every backend at every width on this machine, on one thread, in under a minute."""
-    network = SlimDemucs(PRESETS[model]).eval().requires_grad_(False) if model in PRESETS else load(model)
+    # Of the bundled weights and the preset of their name, the weights: they have a router.
+    preset = model in PRESETS and model != DEFAULT
+    network = SlimDemucs(PRESETS[model]).eval().requires_grad_(False) if preset else load(model)
     if not network.config.causal:
         raise ValueError(f"{model} is bidirectional: expected a causal model, which can stream")
-    result = measure(network, rounds=rounds)
+    result = measure(network, budget=budget, rounds=rounds)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
@@ -36,8 +39,9 @@ def bench(
 
 
 def _table(result: Benchmark, model: str) -> Table:
-    table = Table(title=f"{model}: one CPU thread, frames back to back, medians")
-    names = ("UF", "ms per frame", "share of a core", "streams per core", "offline", "MAC saving", "time saving")
+    router = "" if result.budget is None else f"; auto: the router, for a budget of {result.budget:g}"
+    table = Table(title=f"{model}: one CPU thread, frames back to back, medians{router}")
+    names = ("UF", "ms per frame", "of a core", "streams per core", "offline, x real time", "MAC saving", "time saving")
     table.add_column("backend")
     for name in names:
         table.add_column(name, justify="right")
@@ -45,11 +49,11 @@ def _table(result: Benchmark, model: str) -> Table:
         for timing in (timing for timing in result.timings if timing.backend == backend):
             table.add_row(
                 backend,
-                f"{timing.uf:g}",
+                timing.uf if isinstance(timing.uf, str) else f"{timing.uf:g}",
                 f"{timing.frame_ms:.3f}",
                 f"{100 * timing.load:.1f} %",
                 str(timing.streams_per_core),
-                "" if timing.offline is None else f"{timing.offline:.0f}x real time",
+                "" if timing.offline is None else f"{timing.offline:.0f}x",
                 f"{timing.mac_saving:.2f}x",
                 f"{timing.saving:.2f}x",
             )

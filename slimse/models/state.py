@@ -42,9 +42,14 @@ class DemucsState(NamedTuple):
         """One of the streams, as views."""
         return self._map(lambda axis, part: part.narrow(axis, index, 1))
 
-    def put(self, index: int, one: DemucsState) -> None:
-        """Overwrite one of the streams, in place. Both states have seen their first frame."""
-        for mine, theirs in zip(self.stream(index)[:-1], one[:-1], strict=True):
+    def put(self, streams: Tensor, others: DemucsState, rows: Tensor) -> None:
+        """Overwrite ``streams`` with ``rows`` of another state, in place. Both states have given their first output."""
+        rest = iter([part for group in others[:-1] for part in group])
+        self._map(lambda axis, part: part.index_copy_(axis, streams, next(rest).index_select(axis, rows)))
+
+    def copy_(self, other: DemucsState) -> None:
+        """Overwrite all tensors, in place, with those of a state of the same shapes; ``samples`` stays."""
+        for mine, theirs in zip(self[:-1], other[:-1], strict=True):
             for old, new in zip(mine, theirs, strict=True):
                 old.copy_(new)
 
