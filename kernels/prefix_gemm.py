@@ -208,7 +208,8 @@ def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee
         return Tile(rows, cols, 16, num_warps, num_stages=2)
     if dtype == torch.float32:
         return Tile(rows if capability >= 90 else min(rows, 64), min(cols, 64), 32, num_warps, num_stages=3)
-    return Tile(rows, cols, 64 if rows * cols == fits**2 else 32, num_warps, num_stages=3)
+    # Few rows leave registers for a deeper step; at 32 the compiler would rather spill a little and fit more programs.
+    return Tile(rows, cols, 64 if rows == 16 or rows * cols == fits**2 else 32, num_warps, num_stages=3)
 
 
 def weight_grad(

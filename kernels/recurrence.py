@@ -142,8 +142,11 @@ def select_config(
         return RecurrentConfig(True, tile, tile, 8 if tile == 128 else 4)
     if half:
         return RecurrentConfig(False, min(tile, 32 if small else 64), min(tile, 64), 4)
-    large = precision == "tf32" and capability >= 90
-    return RecurrentConfig(False, min(tile, 64 if large else 32), min(tile, 32), 4)
+    if precision == "tf32" and capability >= 90:
+        return RecurrentConfig(False, min(tile, 64), min(tile, 32), 4)
+    # Before sm_90 one width for all of TF32's rows lets the compiler spill a little at 32.
+    narrow = precision == "tf32" and width.rows is None and not backward
+    return RecurrentConfig(False, min(tile, 32), 16 if narrow else min(tile, 32), 4)
 
 
 def launch_loop(
