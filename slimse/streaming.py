@@ -21,6 +21,8 @@ Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
 _Wanted: TypeAlias = tuple[UF | Auto, Budget | None]
 _Chosen: TypeAlias = UF | NDArray[np.int64]
 """UFs, or an array of indices into the model's."""
+_Kind: TypeAlias = np.dtype[Any] | tuple[torch.dtype, torch.device]
+"""Of a chunk: an array or a tensor."""
 
 
 class StreamerState(NamedTuple):
@@ -50,7 +52,8 @@ class Streamer:
         max_load: share of real time that processing may take, up to 1; above it, frames run at narrower widths than
             asked for until it falls (see `DeadlineController`). None for no limit.
         clock: gives seconds, to measure that.
-        half: let the compiled path read weights in float16: faster, with a relative error of about 1e-3.
+        half: let the compiled path read weights in float16 even where that rounds them: faster, with a relative error
+            of about 1e-3. Weights that float16 holds exactly, as those of `load` are, are read so in any case.
 
     Raises:
         ValueError: for a model that cannot stream, a UF outside its set, or a backend that cannot run.
@@ -122,29 +125,26 @@ class Streamer:
 
         It can be saved with `torch.save`, and set any number of times.
         """
-        if self._compiled is None:
-            return StreamerState(self._state, self._pending, *self._last)
-        state, pending = self._compiled.save()
-        return StreamerState(state._replace(router=self._state.router), pending, *self._last)
+        state, pending = (self._state, self._pending) if self._compiled is None else self._compiled.save()
+        return StreamerState(state, pending, *self._last)
 
     @state.setter
     def state(self, state: StreamerState) -> None:
-        if state.pending.shape[0] != (self.streams or 1):
-            raise ValueError(
-                f"the state is of {state.pending.shape[0]} streams, this streamer runs {self.streams or 1}"
-            )
-        self._state, self._pending = state.model, state.pending
+        if state.pending.shape[0] != self._rows:
+            raise ValueError(f"the state is of {state.pending.shape[0]} streams, this streamer runs {self._rows}")
         self._last = state.uf, state.budget
-        if self._compiled is not None:
-            self._compiled.load(self._state, self._pending)
+        if self._compiled is None:
+            self._state, self._pending = state.model, state.pending
+        else:
+            self._compiled.load(state.model, state.pending)
 
     def reset(self) -> None:
         """Forget everything: the next sample starts a new signal."""
-        pending = next(self.model.parameters()).new_zeros(self.streams or 1, 0, dtype=torch.float32)
-        fresh = self.model.initial_state(self.streams or 1, self._input_std)
+        pending = next(self.model.parameters()).new_zeros(self._rows, 0, dtype=torch.float32)
+        fresh = self.model.initial_state(self._rows, self._input_std)
         self.state = StreamerState(fresh, pending, *self._own)
-        self._kind: Any = pending
-        self._ran: tuple[_Chosen, int] = (self.model.config.ufs[-1], 0)
+        self._kind: _Kind = pending.dtype, pending.device
+        self._ran: tuple[_Chosen, int] = (pending, 0)
 
     def feed(self, chunk: Chunk, uf: UF | Auto | None = None, budget: Budget | None = None) -> Chunk:
         """Take samples, give back those that are ready.
@@ -160,28 +160,28 @@ class Streamer:
         Raises:
             ValueError: for another shape, integers, or a UF outside the set.
         """
-        samples = self._as_tensor(chunk)
-        self._kind = chunk[..., :0]
+        self._check(chunk)
+        self._kind = (chunk.dtype, chunk.device) if isinstance(chunk, Tensor) else chunk.dtype
         wanted = self._wanted(uf, budget)
         start = self._clock()
-        with torch.no_grad():
-            out, frames = (self._feed_torch if self._compiled is None else self._feed_compiled)(samples, wanted)
+        out, frames = (self._feed_torch if self._compiled is None else self._feed_compiled)(chunk, wanted)
         if frames:
             self._last = wanted
             if self._controller is not None:
                 sound = frames * self.model.hop / self.model.config.sample_rate
                 self._controller.measure(self._clock() - start, sound)
-        return self._like(out, chunk)
+        return self._like(out, self._kind)
 
-    def _feed_torch(self, samples: Tensor, wanted: _Wanted) -> tuple[Tensor, int]:
+    @torch.no_grad()
+    def _feed_torch(self, chunk: Chunk, wanted: _Wanted) -> tuple[Tensor, int]:
         """Samples that are ready, and how many frames of each stream ran."""
+        samples = torch.as_tensor(chunk).reshape(self._rows, -1).to(self._pending)
         pending = torch.cat([self._pending, samples], dim=1)
         model, state, outputs, ufs = self.model, self._state, [], []
-        while frames := self._completed(pending.shape[1], state.samples):
+        while frames := max((pending.shape[1] - model.early(state.samples)) // model.hop, 0):
             frames = min(frames, STEP_FRAMES)
             used = model.early(state.samples) + frames * model.hop
             chosen, state = self._decided(pending[:, :used], state, frames, wanted)
-            assert not isinstance(chosen, np.ndarray)
             out, state = model.step(pending[:, :used], state, chosen)
             outputs.append(out)
             ufs.append(self._per_frame(chosen, frames))
@@ -190,6 +190,20 @@ class Streamer:
         joined = torch.cat(ufs, dim=1) if ufs else samples[:, :0]
         self._ran = joined, joined.shape[1]
         return torch.cat(outputs, dim=1) if outputs else samples[:, :0], joined.shape[1]
+
+    def _feed_compiled(self, chunk: Chunk, wanted: _Wanted) -> tuple[NDArray[np.float32], int]:
+        """As `_feed_torch`, without a call of PyTorch where the chunk is an array or a float32 tensor on the CPU."""
+        assert self._compiled is not None
+        array: NDArray[np.floating]
+        if isinstance(chunk, Tensor):
+            array = (chunk if chunk.dtype == torch.float32 else chunk.float()).numpy(force=True)
+        else:
+            array = chunk
+        x = np.ascontiguousarray(array, np.float32).reshape(self._rows, -1)
+        frames = self._compiled.completed(x.shape[1])
+        choice = self._indices(x, frames, wanted)
+        self._ran = choice, frames
+        return self._compiled.feed(x, choice), frames
 
     def flush(self, uf: UF | Auto | None = None, budget: Budget | None = None) -> Any:
         """End the signal: return all that is still missing and start anew.
@@ -201,77 +215,64 @@ class Streamer:
         Returns:
             ``[m]`` or ``[streams, m]``, of the kind of the last chunk (a float32 tensor if there was none).
         """
-        state, pending = self._state, self._pending
-        if self._compiled is not None:
-            state, pending = state._replace(samples=self._compiled.samples), self._compiled.pending
-        left = self.model.frames_left(state, pending.shape[1])
+        compiled = self._compiled
+        if compiled is None:
+            done, pending = self._state.samples, self._pending.shape[1]
+        else:
+            done, pending = compiled.samples, compiled.pending
+        left = self.model.frames_left(done, pending)
         if isinstance(uf, Tensor) and uf.ndim > 1:
             wanted: _Wanted = (uf, None)
         elif left or uf is not None:
             wanted = self._wanted(uf, budget)
         else:
             wanted = self._last
-        with torch.no_grad():
-            chosen, state = self._decided(pending, state, max(left, 1), wanted)
-            if self._compiled is not None:
-                out = self._compiled.finish(chosen)
-            else:
-                assert not isinstance(chosen, np.ndarray)
-                out = self.model.finish(pending, state, chosen)
+        out: Tensor | NDArray[np.float32]
+        if compiled is None:
+            with torch.no_grad():
+                chosen, state = self._decided(self._pending, self._state, max(left, 1), wanted)
+                out = self.model.finish(self._pending, state, chosen)
+            ran: _Chosen = chosen
+        else:
+            ran = self._indices(np.zeros((self._rows, 0), np.float32), max(left, 1), wanted)
+            out = compiled.finish(ran)
         kind = self._kind
         self.reset()
-        self._ran = chosen, left
+        self._ran = ran, left
         return self._like(out, kind)
 
-    def _feed_compiled(self, samples: Tensor, wanted: _Wanted) -> tuple[Tensor, int]:
-        """As `_feed_torch`. Of the state, samples and router are kept here, the rest in the compiled streams."""
-        compiled = self._compiled
-        assert compiled is not None
-        chosen: _Chosen = self.model.config.ufs[-1]
-        if not isinstance(wanted[0], str):
-            chosen = self._limited(wanted[0])
-        else:
-            heard, state = torch.cat([compiled.pending, samples], dim=1), self._state._replace(samples=compiled.samples)
-            if frames := self._completed(heard.shape[1], state.samples):
-                used = self.model.early(state.samples) + frames * self.model.hop
-                chosen, self._state = self._decided(heard[:, :used], state, frames, wanted)
-        out, frames = compiled.feed(samples, chosen)
-        self._ran = chosen, frames
-        return out, frames
-
-    def _completed(self, samples: int, done: int) -> int:
-        """Frames that ``samples`` samples complete, ``done`` samples after the start."""
-        return max((samples - self.model.early(done)) // self.model.hop, 0)
-
-    def _decided(
-        self, samples: Tensor, state: DemucsState, frames: int, wanted: _Wanted
-    ) -> tuple[_Chosen, DemucsState]:
+    def _decided(self, samples: Tensor, state: DemucsState, frames: int, wanted: _Wanted) -> tuple[UF, DemucsState]:
         """The UFs of the next frames, as given or from the router, and no wider than the limit."""
         uf, budget = wanted
-        if not isinstance(uf, str):
-            return self._limited(uf), state
-        assert isinstance(budget, Tensor)
-        if self._compiled is None:
+        chosen: UF
+        if isinstance(uf, str):
+            assert budget is not None
             chosen, state = self.model.decide(samples, state, frames, budget, shared=self.shared)
-            return self._limited(chosen), state
-        assert self._compiled.router is not None and state.router
-        early = self.model.early(state.samples)
-        choice, router = self._compiled.router.choose(samples, early, frames, budget, state.router, self.shared)
-        return self._limited(choice), state._replace(router=router)
+        else:
+            chosen = uf
+        if self._controller is not None:
+            chosen = chosen.clamp(max=self.limit) if isinstance(chosen, Tensor) else min(chosen, self.limit)
+        return chosen, state
 
-    def _limited(self, uf: _Chosen) -> _Chosen:
-        if self._controller is None:
-            return uf
-        if isinstance(uf, np.ndarray):
-            return np.minimum(uf, self.model.config.ufs.index(self.limit))
-        return uf.clamp(max=self.limit) if isinstance(uf, Tensor) else min(uf, self.limit)
+    def _indices(self, x: NDArray[np.float32], frames: int, wanted: _Wanted) -> NDArray[np.int64]:
+        """As `_decided`, on the compiled path: indices of the UFs, ``[streams, frames]`` or ``[streams, 1]``."""
+        assert self._compiled is not None
+        uf, budget = wanted
+        if not isinstance(uf, str):
+            choice = self._compiled.indices(uf)
+        elif frames:
+            assert isinstance(budget, Tensor)
+            choice = self._compiled.decide(x, frames, budget.numpy(), shared=self.shared)
+        else:
+            choice = self._compiled.indices(self.model.config.ufs[-1])
+        return choice if self._controller is None else np.minimum(choice, self.model.config.ufs.index(self.limit))
 
-    def _per_frame(self, uf: _Chosen, frames: int) -> Tensor:
+    def _per_frame(self, chosen: _Chosen, frames: int) -> Tensor:
         """UFs ``[streams, frames]``."""
-        if isinstance(uf, np.ndarray):
-            return self.model.config.ufs.at(torch.from_numpy(uf))
-        ufs = torch.as_tensor(uf, device=self._pending.device)
-        return (ufs.unsqueeze(1) if ufs.ndim == 1 else ufs).expand(self.streams or 1, frames)
+        if isinstance(chosen, np.ndarray):
+            return self.model.config.ufs.at(torch.from_numpy(chosen).expand(self._rows, frames))
+        ufs = torch.as_tensor(chosen, device=next(self.model.parameters()).device)
+        return (ufs.unsqueeze(1) if ufs.ndim == 1 else ufs).expand(self._rows, frames)
 
     def _wanted(self, uf: UF | Auto | None, budget: Budget | None) -> _Wanted:
         """What `feed` and `flush` were given, or the streamer's own."""
@@ -283,25 +284,31 @@ class Streamer:
         """Reject a bad UF or budget before any sample has been taken."""
         if isinstance(uf, Tensor) and uf.ndim > 1:
             raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a float or [streams]")
-        budgets = self.model.budgets(uf, budget, self.streams or 1)
+        budgets = self.model.budgets(uf, budget, self._rows)
         if isinstance(uf, Tensor):
-            self.model.config.ufs.schedule(uf, self.streams or 1, 1)
+            self.model.config.ufs.schedule(uf, self._rows, 1)
         elif not isinstance(uf, str):
             uf = self.model.config.ufs.validate(uf)
         return uf, budgets
 
-    def _as_tensor(self, chunk: Tensor | NDArray[np.floating]) -> Tensor:
-        samples = torch.as_tensor(chunk)
-        shape = "[n]" if self.streams is None else f"[{self.streams}, n]"
-        fits = samples.ndim == 1 if self.streams is None else samples.ndim == 2 and samples.shape[0] == self.streams
-        if not fits or not samples.is_floating_point():
-            raise ValueError(
-                f"chunk has shape {tuple(samples.shape)} and dtype {samples.dtype}: expected floating {shape}"
-            )
-        return samples.reshape(self.streams or 1, -1).to(self._pending)
+    @property
+    def _rows(self) -> int:
+        return self.streams or 1
 
-    def _like(self, out: Tensor, chunk: Chunk) -> Chunk:
+    def _check(self, chunk: Chunk) -> None:
+        axes, shape = (1, "[n]") if self.streams is None else (2, f"[{self.streams}, n]")
+        fits = chunk.ndim == axes and (self.streams is None or chunk.shape[0] == self.streams)
+        floating = chunk.is_floating_point() if isinstance(chunk, Tensor) else chunk.dtype.kind == "f"
+        if not fits or not floating:
+            raise ValueError(f"chunk has shape {tuple(chunk.shape)} and dtype {chunk.dtype}: expected floating {shape}")
+
+    def _like(self, out: Tensor | NDArray[np.float32], kind: _Kind) -> Any:
+        """``out`` as a chunk of the caller's kind."""
         out = out if self.streams is not None else out[0]
-        if isinstance(chunk, np.ndarray):
-            return out.cpu().numpy().astype(chunk.dtype, copy=False)
-        return out.to(chunk)
+        if isinstance(kind, np.dtype):
+            array = out.cpu().numpy() if isinstance(out, Tensor) else out
+            return array.astype(kind, copy=False)
+        tensor = out if isinstance(out, Tensor) else torch.from_numpy(out)
+        dtype, device = kind
+        # What `Tensor.to` finds out too, only later.
+        return tensor if tensor.dtype == dtype and tensor.device == device else tensor.to(device, dtype)

@@ -13,6 +13,9 @@ from slimse.compiled import unavailable
 
 pytest.importorskip("numba", reason="the compiled path needs numba")
 
+from slimse.compiled.network import pack
+from slimse.compiled.vector import WIDENS
+
 CONFIGS = {
     "small": SlimDemucs("small").config,
     "lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", rnn_layers=2),
@@ -57,6 +60,19 @@ def test_random_chunks_and_widths_equal_torch(name, relative_error):
         expected, actual = run_both(model, torch.randn(samples), seed)
         assert [len(out) for out in actual] == [len(out) for out in expected]
         assert relative_error(torch.cat(actual), torch.cat(expected)) < 1e-5
+
+
+def test_weights_that_half_precision_holds_are_read_in_it_without_loss(relative_error):
+    model = random_model(CONFIGS["small"])
+    noisy = torch.randn(model.first_samples + 5 * model.hop)
+    assert pack(model).weights.dtype == np.float32
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.half())
+    assert pack(model).weights.dtype == (np.uint16 if WIDENS else np.float32)
+    expected, actual = run_both(model, noisy, 0)
+    assert relative_error(torch.cat(actual), torch.cat(expected)) < 1e-5
 
 
 @pytest.mark.parametrize("uf", SlimDemucsConfig().ufs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from . import layout as f
 from .kernels import _LANES, _NONE, _decode, _downsample, _encode, _jit, _product, _upsample
 from .stream import _overlap, _sample
-from .vector import gru_cell
+from .vector import gru_cell, move
 
 
 @_jit
@@ -65,12 +65,11 @@ def _gru(slots, channels, w, const, mem, size, scratch, shape, levels, mats):
     x_at, now_at = shape[f.WIDE_AT], shape[f.GATES_AT]
     state_at, past_at = x_at + streams * step, now_at + streams * row
     for k in range(streams):
-        start = slots[k] * size + levels[depth, f.AT]
-        scratch[x_at + k * step : x_at + (k + 1) * step] = mem[start : start + step]
+        move(mem, slots[k] * size + levels[depth, f.AT], scratch, x_at + k * step, step)
     for group in range(groups):
         for k in range(streams):
             start = slots[k] * size + shape[f.RNN_AT] + group * units
-            scratch[state_at + k * units : state_at + (k + 1) * units] = mem[start : start + units]
+            move(mem, start, scratch, state_at + k * units, units)
         _product(
             scratch, x_at + group * width, step, streams, width, w, const, mats, m + 2 * group, vectors,
             scratch, now_at, row, _NONE, True,
@@ -141,10 +140,8 @@ def tick(x, slots, choice, out, w, const, mems, counters, scratch, ints, shape, 
                 to = shape[f.DOWN_AT] + (counter[f.DOWN_COUNT] if shape[f.STAGES] else 0)
                 _overlap(i, rate, k * rate, False, own, to, const, own, scratch, ints, shape, levels, mats)
             start = levels[i, f.AT]
-            for j in range(levels[i, f.LAG] * step):
-                own[start + j] = own[start + rate * step + j]
+            move(own, start + rate * step, own, start, levels[i, f.LAG] * step)
     for slot in slots:
         own, start = mems[slot], levels[0, f.AT]
-        for j in range(levels[0, f.LAG]):
-            own[start + j] = own[start + shape[f.STRIDE] * levels[1, f.RATE] + j]
+        move(own, start + shape[f.STRIDE] * levels[1, f.RATE], own, start, levels[0, f.LAG])
         _give(out[slot], own, counters[slot], scratch, const, shape, levels)

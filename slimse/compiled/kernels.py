@@ -20,7 +20,7 @@ from numba import njit
 
 from ..nn.resample import LOOKAHEAD, TAPS, ZEROS
 from . import layout as f
-from .vector import WIDE, add, glu, make_tile
+from .vector import WIDE, add, glu, make_tile, move
 
 _tile_8x1, _tile_8x2, _tile_4x1, _tile_4x4 = make_tile(8, 1), make_tile(8, 2), make_tile(4, 1), make_tile(4, 4)
 _tile_1x1, _tile_4x2, _tile_1x2, _tile_1x4 = make_tile(1, 1), make_tile(4, 2), make_tile(1, 2), make_tile(1, 4)
@@ -160,8 +160,7 @@ def _upsample(mem, scratch, ints, const, shape, stage, count, out_at, final):
     for i in range(ready):
         out[2 * i] = x[i]
         out[2 * i + 1] = between[i]
-    for i in range(total - ready):
-        mem[x_at + i] = mem[x_at + ready + i]
+    move(mem, x_at + ready, mem, x_at, total - ready)
     ints[f.UP_COUNT + stage] = total - ready
     return 2 * ready
 
@@ -187,8 +186,7 @@ def _downsample(mem, scratch, ints, const, shape, stage, count, out_at, final):
         out = mem[out_at : out_at + ready]
         for i in range(ready):
             out[i] = _HALF * (x[2 * (ZEROS + i)] + between[i])
-    for i in range(total - 2 * ready):
-        mem[x_at + i] = mem[x_at + 2 * ready + i]
+    move(mem, x_at + 2 * ready, mem, x_at, total - 2 * ready)
     ints[f.DOWN_COUNT + stage] = total - 2 * ready
     return ready
 
@@ -220,8 +218,7 @@ def _encode(i, rows, active, w, const, mem, scratch, ints, shape, levels, mats):
         )  # fmt: skip
     else:
         for p in range(rows):
-            start, to = ints[f.PICKED + p], shape[f.SUM_AT] + p * inputs
-            scratch[to : to + inputs] = mem[start : start + inputs]
+            move(mem, ints[f.PICKED + p], scratch, shape[f.SUM_AT] + p * inputs, inputs)
         _product(
             scratch, shape[f.SUM_AT], inputs, rows, inputs, w, const, mats, m + f.ENC_CONV, hidden,
             scratch, hidden_at, step, _ZERO, True,

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from ..nn import GroupedGRU, SlimLSTMStack
 from ..nn.resample import LOOKAHEAD, TAPS, filter_taps
+from .vector import LANES, WIDENS
 
 if TYPE_CHECKING:
     from ..models import SlimDemucs
 
-LANES = 16
-"""Numbers of a vector; channels and columns are padded to a multiple of it."""
 BLOCK = 64
 """Positions that one pass over the weights of a block serves."""
 
@@ -52,12 +51,13 @@ class Weights:
 
     Args:
         model: a causal `SlimDemucs` in float32 on the CPU. Its weights are copied.
-        half: keep the weights in float16.
+        half: keep the weights in float16 even if that rounds them. If it does not, as after loading from a file in half
+            precision, they are kept so anyway, where the CPU widens them in passing.
     """
 
     def __init__(self, model: SlimDemucs, *, half: bool) -> None:
         config = model.config
-        self._half = half
+        self._half = half or (WIDENS and _fits_half(model))
         self._weights: list[NDArray[Any]] = []
         self._biases: list[Floats] = []
         self._mats: list[list[int]] = []
@@ -131,6 +131,13 @@ class Weights:
             for weight in weights:
                 matrix = _pad(rearrange(weight, "o g i -> i g o"), 4, units)
                 self._add(_interleave(matrix), _interleave(bias[None])[0], [4])
+
+
+def _fits_half(model: SlimDemucs) -> bool:
+    """Whether float16 holds every weight of the layers exactly; biases are never kept in it."""
+    layers = *model.encoder, *model.decoder, model.bottleneck
+    weights = (parameter for layer in layers for parameter in layer.parameters() if parameter.ndim > 1)
+    return all(torch.equal(weight.half().float(), weight) for weight in weights)
 
 
 class Places:

@@ -14,7 +14,7 @@ from ..models import DemucsState, SlimDemucs
 from ..width import UF
 from . import layout as f
 from .layout import Floats, Ints, Places, Weights
-from .router import CompiledRouter
+from .router import CompiledRouter, Heard
 from .stream import feed
 
 FRAMES = 32
@@ -198,32 +198,23 @@ class CompiledStream:
 class CompiledStreams:
     """What a `Streamer` needs for its streams, which run one after the other.
 
+    Everything is in arrays: after a frame, whose weights fill the caches, even a small PyTorch call takes microseconds.
+
     Args:
         model: the model.
         streams: how many.
-        half: read the weights in float16.
+        half: read the weights in float16, even if that rounds them.
     """
 
     def __init__(self, model: SlimDemucs, streams: int, *, half: bool = False) -> None:
         weights = pack(model, half=half)
         places = Places(model, weights, FRAMES)
         scratch = np.zeros(places.scratch_size, np.float32)
+        self._model, self._count = model, streams
         self._streams = [CompiledStream(model, weights, Buffers.new(places, scratch)) for _ in range(streams)]
-        self._ufs = model.config.ufs
-        self.router = CompiledRouter(model.router, model.config.reference_level) if model.router else None
-        self._uniform = {uf: np.full((streams, 1), index) for index, uf in enumerate(self._ufs)}
-
-    def feed(self, samples: Tensor, uf: UF | Ints) -> tuple[Tensor, int]:
-        """Take ``[streams, n]``, give back what is ready and how many frames of each stream ran."""
-        first = self._streams[0]
-        before, choices, rows = first.frames, self._choices(uf), samples.contiguous().numpy()
-        outputs = [stream.feed(rows[i], choices[i]) for i, stream in enumerate(self._streams)]
-        return _stack(outputs), first.frames - before
-
-    def finish(self, uf: UF | Ints) -> Tensor:
-        """End the signals; ``uf`` may be one per frame that is left."""
-        choices, none = self._choices(uf), np.zeros(0, np.float32)
-        return _stack([stream.finish(none, choices[i]) for i, stream in enumerate(self._streams)])
+        self._router = CompiledRouter(model.router, model.config.reference_level) if model.router else None
+        self._heard: Heard
+        self._uniform = {uf: np.full((streams, 1), index) for index, uf in enumerate(model.config.ufs)}
 
     @property
     def samples(self) -> int:
@@ -231,31 +222,62 @@ class CompiledStreams:
         return self._streams[0].samples
 
     @property
-    def pending(self) -> Tensor:
-        """Samples that do not fill a frame yet, ``[streams, n]``."""
-        return torch.from_numpy(np.stack([stream.pending for stream in self._streams]))
+    def pending(self) -> int:
+        """Samples of each stream that do not fill a frame yet."""
+        return len(self._streams[0].pending)
 
-    def _choices(self, uf: UF | Ints) -> Ints:
-        """Indices of UFs, ``[streams, 1]`` or ``[streams, frames]``, from UFs or such indices."""
-        if isinstance(uf, np.ndarray):
-            return uf
+    def completed(self, samples: int) -> int:
+        """Frames that so many more samples complete."""
+        early = self._model.early(self.samples)
+        return max((self.pending + samples - early) // self._model.hop, 0)
+
+    def indices(self, uf: UF) -> Ints:
+        """Of UFs, ``[streams, 1]`` or ``[streams, frames]``."""
         if isinstance(uf, Tensor) and uf.ndim:
-            return self._ufs.indices(uf).reshape(len(self._streams), -1).numpy()
+            return self._model.config.ufs.indices(uf).reshape(self._count, -1).numpy()
         return self._uniform[float(uf)]
+
+    def decide(self, x: Floats, frames: int, budget: Floats, *, shared: bool) -> Ints:
+        """Let the router choose for the next frames, which ``x`` ``[streams, n]`` completes; see `CompiledRouter`."""
+        assert self._router is not None
+        early = self._model.early(self.samples)
+        heard = np.concatenate([np.stack([stream.pending for stream in self._streams]), x], axis=1)
+        heard = heard[:, : early + frames * self._model.hop]
+        choice, self._heard = self._router.choose(heard, early, frames, budget, self._heard, shared)
+        return choice
+
+    def feed(self, x: Floats, choice: Ints) -> Floats:
+        """Take ``[streams, n]``, give back what is ready.
+
+        Args:
+            x: contiguous.
+            choice: indices of the UFs of the frames that they complete, ``[streams, frames]``, or ``[streams, 1]``.
+        """
+        return _stack([stream.feed(x[i], choice[i]) for i, stream in enumerate(self._streams)])
+
+    def finish(self, choice: Ints) -> Floats:
+        """End the signals; ``choice`` as in `feed`, of the frames that are left."""
+        none = np.zeros(0, np.float32)
+        return _stack([stream.finish(none, choice[i]) for i, stream in enumerate(self._streams)])
 
     def load(self, state: DemucsState, pending: Tensor) -> None:
         """Go on from the state of as many streams."""
         for index, stream in enumerate(self._streams):
             stream.load(state.stream(index), pending[index].numpy())
+        if state.router:
+            self._heard = Heard.of(state.router)
 
     def save(self) -> tuple[DemucsState, Tensor]:
         """The state, and ``[streams, n]`` samples that do not fill a frame yet."""
         states, pending = zip(*(stream.save() for stream in self._streams), strict=True)
-        return DemucsState.stack(states), torch.from_numpy(np.stack(pending))
+        state = DemucsState.stack(states)
+        if self._router is not None:
+            state = state._replace(router=self._heard.tensors())
+        return state, torch.from_numpy(np.stack(pending))
 
 
-def _stack(outputs: list[Floats]) -> Tensor:
-    return torch.from_numpy(outputs[0]).unsqueeze(0) if len(outputs) == 1 else torch.from_numpy(np.stack(outputs))
+def _stack(outputs: list[Floats]) -> Floats:
+    return outputs[0][None] if len(outputs) == 1 else np.stack(outputs)
 
 
 @torch.no_grad()
@@ -282,4 +304,4 @@ def enhance(model: SlimDemucs, noisy: Tensor, uf: UF, input_std: Tensor | None) 
         stream.load(state, np.zeros(0, np.float32))
         outputs.append(stream.finish(noisy[index].contiguous().numpy(), choices[index]))
     idle.append(buffers)
-    return _stack(outputs)
+    return torch.from_numpy(_stack(outputs))

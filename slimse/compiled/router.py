@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..models.router import SOFT, Router, RouterState
 from .kernels import _jit
-from .layout import Ints
+from .layout import Floats, Ints
+
+
+class Heard(NamedTuple):
+    """As `RouterState`, in arrays."""
+
+    samples: Floats
+    hidden: Floats
+
+    @classmethod
+    def of(cls, state: RouterState) -> Heard:
+        """A copy."""
+        return cls(*(part.numpy().copy() for part in state))
+
+    def tensors(self) -> RouterState:
+        """A copy."""
+        return RouterState(*(torch.from_numpy(part.copy()) for part in self))
 
 
 class CompiledRouter:
@@ -30,16 +47,16 @@ class CompiledRouter:
         self._reference = np.float32(reference)
 
     def choose(
-        self, samples: Tensor, early: int, frames: int, budget: Tensor, state: RouterState, shared: bool
-    ) -> tuple[Ints, RouterState]:
+        self, x: Floats, early: int, frames: int, budget: Floats, state: Heard, shared: bool
+    ) -> tuple[Ints, Heard]:
         """Decide for ``frames`` frames of every stream.
 
         Args:
-            samples: ``[B, n]``, float32; silence follows them.
+            x: ``[B, n]``; silence follows them.
             early: of them, those before the last hop of the first frame, which are context.
             frames: how many.
             budget: ``[B]``, before calibration.
-            state: from `Router.initial_state` or the call before. It is not changed.
+            state: silence, or from the call before. It is not changed.
             shared: one decision for all streams, from the mean of their logits.
 
         Returns:
@@ -47,16 +64,15 @@ class CompiledRouter:
         """
         batch, context = state.samples.shape
         signal = np.zeros((batch, context + early + frames * self._hop), np.float32)
-        signal[:, :context] = state.samples.numpy()
-        heard = min(samples.shape[1], signal.shape[1] - context)
-        np.divide(samples[:, :heard].numpy(), self._reference, out=signal[:, context : context + heard])
-        hidden = state.hidden.numpy().copy()
+        signal[:, :context] = state.samples
+        heard = min(x.shape[1], signal.shape[1] - context)
+        np.divide(x[:, :heard], self._reference, out=signal[:, context : context + heard])
+        hidden = state.hidden.copy()
         logits = np.empty((batch, frames, self._ufs), np.float32)
-        _logits(signal[:, early:], self._hop, self._stride, budget.numpy(), hidden, *self._arrays, logits)
+        _logits(signal[:, early:], self._hop, self._stride, budget, hidden, *self._arrays, logits)
         if shared:
             logits[:] = logits.mean(0)
-        new = RouterState(torch.from_numpy(signal[:, signal.shape[1] - context :].copy()), torch.from_numpy(hidden))
-        return logits.argmax(2), new
+        return logits.argmax(2), Heard(signal[:, signal.shape[1] - context :].copy(), hidden)
 
 
 @_jit

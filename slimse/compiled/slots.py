@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ..models import SlimDemucs
-from ..models.router import RouterState
 from ..width import Auto
 from .batch import tick
 from .layout import Floats, Ints, Places
 from .network import Buffers, CompiledStream, pack
-from .router import CompiledRouter
+from .router import CompiledRouter, Heard
 
 
 class CompiledSlots:
@@ -40,7 +39,7 @@ class CompiledSlots:
         self._budgets: dict[int, float] = {}
         if model.router is not None:
             self._router = CompiledRouter(model.router, model.config.reference_level)
-            self._heard = model.router.initial_state(capacity)
+            self._heard = Heard.of(model.router.initial_state(capacity))
 
     def join(self, slot: int) -> None:
         """Begin a stream."""
@@ -98,9 +97,9 @@ class CompiledSlots:
 
     def _decided(self, slots: list[int], used: Floats, early: int, frames: int) -> Ints:
         """Indices of UFs ``[slots, frames]``, from the samples of these frames; the router has then heard them."""
-        state = RouterState(*(part[slots] for part in self._heard))
-        budgets = torch.tensor([self._budgets[slot] for slot in slots], dtype=torch.float32)
-        choice, state = self._router.choose(torch.from_numpy(used), early, frames, budgets, state, False)
+        state = Heard(*(part[slots] for part in self._heard))
+        budgets = np.array([self._budgets[slot] for slot in slots], np.float32)
+        choice, state = self._router.choose(used, early, frames, budgets, state, False)
         for part, new in zip(self._heard, state, strict=True):
             part[slots] = new
         return choice
@@ -110,8 +109,7 @@ class CompiledSlots:
         self._steady.discard(slot)
         stream, choice = self._streams.pop(slot), self._next[slot : slot + 1]
         if slot in self._budgets:
-            state = self._model.initial_state()._replace(samples=stream.samples)
-            left = max(self._model.frames_left(state, len(stream.pending)), 1)
+            left = max(self._model.frames_left(stream.samples, len(stream.pending)), 1)
             choice = self._decided([slot], stream.pending[None], self._model.early(stream.samples), left)[0]
             del self._budgets[slot]
         return torch.from_numpy(stream.finish(np.zeros(0, np.float32), choice))

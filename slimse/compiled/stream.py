@@ -7,7 +7,7 @@ import numpy as np
 from . import STEP_FRAMES
 from . import layout as f
 from .kernels import _LANES, _NONE, _ZERO, _decode, _downsample, _encode, _jit, _product, _upsample, _vectors
-from .vector import add, gru_cell, lstm_cell
+from .vector import add, gru_cell, lstm_cell, move
 
 
 @_jit
@@ -171,8 +171,7 @@ def _run(count, frame, frames, final, choice, w, const, mem, scratch, ints, shap
     for i in range(1, depth + 1):
         _encoder(i, first, frame, frames, choice, w, const, mem, scratch, ints, shape, levels, mats, counts)
     used = (frames * levels[1, f.RATE] + (levels[1, f.LAG] if first else 0)) * stride
-    for j in range(kept + count - used):
-        mem[levels[0, f.AT] + j] = mem[levels[0, f.AT] + used + j]
+    move(mem, levels[0, f.AT] + used, mem, levels[0, f.AT], kept + count - used)
     if shape[f.GROUPS]:
         _gru(frames, counts[depth, shape[f.UFS] - 1], w, const, mem, scratch, shape, levels, mats)
     else:
@@ -187,8 +186,7 @@ def _run(count, frame, frames, final, choice, w, const, mem, scratch, ints, shap
                 i, positions, 0, final, mem, out_at, const, mem, scratch, ints, shape, levels, mats
             )
         start, moved = levels[i, f.AT], frames * levels[i, f.RATE] * levels[i, f.STEP]
-        for j in range(levels[i, f.LAG] * levels[i, f.STEP]):
-            mem[start + j] = mem[start + moved + j]
+        move(mem, start + moved, mem, start, levels[i, f.LAG] * levels[i, f.STEP])
     for stage in range(stages):
         to = shape[f.DOWN_AT] + (stage + 1) * shape[f.DOWN_STEP]
         if stage + 1 < stages:

@@ -11,6 +11,7 @@ registers. ``*_at`` are offsets in elements.
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,11 @@ from numba.extending import intrinsic
 
 LANES = 16
 """Numbers in a vector; channels and the columns of weights are padded to a multiple of it."""
-WIDE = 4 if binding.get_host_cpu_features().get("avx512f") else 1
+_FEATURES = binding.get_host_cpu_features()
+WIDE = 4 if _FEATURES.get("avx512f") else 1
 """Vectors side by side in a tile of several rows: more would not stay in registers."""
+WIDENS = bool(_FEATURES.get("f16c", platform.machine().lower() in ("arm64", "aarch64")))
+"""Whether the CPU turns float16 into float32 as fast as it loads it."""
 
 _FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _INTS, _HALVES = (ir.VectorType(kind, LANES) for kind in (_FLOAT, _I32, ir.HalfType()))
@@ -185,6 +189,18 @@ def add(context, x, x_at, y, y_at, floor, out, out_at):  # type: ignore[no-untyp
         code.store(code.at_least(total, code.spread(floor)), out, out_at)
 
     return _void(emit, x, x_at, y, y_at, floor, out, out_at)
+
+
+@intrinsic
+def move(context, x, x_at, out, out_at, count):  # type: ignore[no-untyped-def]
+    """``out[:count] = x[:count]``, which may overlap. numba's own loops within one array go number by number."""
+
+    def emit(code: _Code, x: Any, x_at: Any, out: Any, out_at: Any, count: Any) -> None:
+        build = code.builder
+        source, to = build.gep(x, [x_at]), build.gep(out, [out_at])
+        cgutils.raw_memmove(build, to, source, count, _I64(4))
+
+    return _void(emit, x, x_at, out, out_at, count)
 
 
 @intrinsic

@@ -107,10 +107,10 @@ class SlimDemucs(nn.Module):
         """Frames that a stream can run once ``samples`` samples have come in."""
         return max(0, 1 + (samples - self.first_samples) // self.hop)
 
-    def frames_left(self, state: DemucsState, samples: int) -> int:
-        """Frames that `finish` has to run when the signal ends ``samples`` samples after ``state``; may be 0."""
-        total = state.samples + samples
-        return self.frames(total) - self.frames_done(state.samples) if total else 0
+    def frames_left(self, done: int, samples: int) -> int:
+        """Frames that `finish` has to run when the signal ends ``samples`` samples behind ``done``; may be 0."""
+        total = done + samples
+        return self.frames(total) - self.frames_done(done) if total else 0
 
     def emitted(self, frames: int) -> int:
         """Output samples that are ready once ``frames`` frames have run."""
@@ -185,12 +185,12 @@ class SlimDemucs(nn.Module):
         x, frames, state = noisy[:, 0], self.frames(noisy.shape[2]), self.initial_state(noisy.shape[0])
         if self.router is None or not self._runs_compiled(x, "auto"):
             return self.decide(x, state, frames, budget)[0]
-        from ..compiled.router import CompiledRouter
+        from ..compiled.router import CompiledRouter, Heard
 
         budgets = self.budgets("auto", budget, len(x))
         assert budgets is not None and state.router
-        router = CompiledRouter(self.router, self.config.reference_level)
-        choice, _ = router.choose(x, self.early(0), frames, budgets, state.router, shared=False)
+        router, heard = CompiledRouter(self.router, self.config.reference_level), Heard.of(state.router)
+        choice, _ = router.choose(x.numpy(), self.early(0), frames, budgets.numpy(), heard, shared=False)
         return self.config.ufs.at(torch.from_numpy(choice))
 
     def budgets(self, uf: UF | Auto, budget: Budget | None, batch: int) -> Tensor | None:
@@ -325,7 +325,7 @@ class SlimDemucs(nn.Module):
         total = state.samples + samples.shape[1]
         if total == 0:
             return samples
-        left = self.frames_left(state, samples.shape[1])
+        left = self.frames_left(state.samples, samples.shape[1])
         schedule, state = self._schedule(samples, state, max(left, 1), uf, budget)
         pad = self.receptive_samples(self.frames(total)) - total
         out, _ = self._levelled(samples, pad, state, schedule, final=True)
