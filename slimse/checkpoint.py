@@ -34,11 +34,15 @@ def save(
     Args:
         model: what to save.
         path: file to write.
-        dtype: dtype of the stored weights, None for the model's own. `load` gives float32 whatever it is.
+        dtype: dtype of the stored matrices, None for the model's own. Vectors, which weigh little, keep their own.
+            `load` gives float32 whatever it is.
         notes: anything JSON can hold, kept in the header beside the configuration.
     """
     path = Path(path)
-    tensors = {name: tensor.to(dtype=dtype).contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.to(dtype=dtype if tensor.ndim > 1 else None).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     metadata = {"config": json.dumps(model.config.to_dict()), "notes": json.dumps(dict(notes or {}))}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
