@@ -65,19 +65,22 @@ class CompiledStream:
         self._first, self._hop = model.first_samples, model.hop
         # Both grow by a hop per frame once the resampling filters are full.
         full = 1 + self._first // self._hop
-        self._received, self._emitted = 0, 0
+        self.received = 0
+        """Samples that came in."""
+        self._emitted = 0
         self._behind = full * self._hop - model.emitted(full)
         self.load(model.initial_state(), np.zeros(0, np.float32))
 
     @property
     def frames(self) -> int:
         """Frames that have run."""
-        return 1 + (self._received - self._first) // self._hop if self._received >= self._first else 0
+        return 1 + (self.received - self._first) // self._hop if self.received >= self._first else 0
 
     @property
     def samples(self) -> int:
         """Samples that frames have taken."""
-        return int(self._ints[f.SAMPLES])
+        frames = self.frames
+        return self._first + (frames - 1) * self._hop if frames else 0
 
     @property
     def pending(self) -> Floats:
@@ -92,7 +95,7 @@ class CompiledStream:
             x: contiguous.
             choice: index of the UF of every frame that they complete; the last one holds for all frames behind it.
         """
-        self._received += len(x)
+        self.received += len(x)
         frames = self.frames
         ready = max(frames * self._hop - self._behind, 0)
         out = np.empty(ready - self._emitted, np.float32)
@@ -102,12 +105,12 @@ class CompiledStream:
 
     def ran(self, samples: int) -> None:
         """Count samples that a common tick of several streams has run, with as many of output."""
-        self._received += samples
+        self.received += samples
         self._emitted = max(self.frames * self._hop - self._behind, 0)
 
     def finish(self, x: Floats, choice: Ints) -> Floats:
         """End the signal behind ``x``: as `feed`, for all that is still missing. Only `load` may follow."""
-        total = self._received + len(x)
+        total = self.received + len(x)
         out = np.empty(total - self._emitted, np.float32)
         if total:
             frames = self.model.frames(total)
@@ -133,7 +136,7 @@ class CompiledStream:
         level_at = int(shape[f.LEVEL_AT])
         values = [len(state.level), *(float(value) for value in state.level)]
         self._mem[level_at : level_at + len(values)] = values
-        self._received = state.samples + len(pending)
+        self.received = state.samples + len(pending)
         self._emitted = self.model.emitted(self.model.frames_done(state.samples)) if state.samples else 0
 
     def save(self) -> tuple[DemucsState, Floats]:
@@ -224,7 +227,7 @@ class CompiledStreams:
     @property
     def pending(self) -> int:
         """Samples of each stream that do not fill a frame yet."""
-        return len(self._streams[0].pending)
+        return self._streams[0].received - self.samples
 
     def completed(self, samples: int) -> int:
         """Frames that so many more samples complete."""
