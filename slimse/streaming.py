@@ -21,8 +21,9 @@ Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
 _Wanted: TypeAlias = tuple[UF | Auto, Budget | None]
 _Chosen: TypeAlias = UF | NDArray[np.int64]
 """UFs, or an array of indices into the model's."""
-_Kind: TypeAlias = np.dtype[Any] | tuple[torch.dtype, torch.device]
-"""Of a chunk: an array or a tensor."""
+_Kind: TypeAlias = np.dtype[Any] | tuple[torch.dtype, torch.device] | None
+"""Of a chunk: an array or a tensor; None for a tensor in float32 on the CPU."""
+_FLOAT32 = torch.float32
 
 
 class StreamerState(NamedTuple):
@@ -143,7 +144,7 @@ class Streamer:
         pending = next(self.model.parameters()).new_zeros(self._rows, 0, dtype=torch.float32)
         fresh = self.model.initial_state(self._rows, self._input_std)
         self.state = StreamerState(fresh, pending, *self._own)
-        self._kind: _Kind = pending.dtype, pending.device
+        self._kind: _Kind = None
         self._ran: tuple[_Chosen, int] = (pending, 0)
 
     def feed(self, chunk: Chunk, uf: UF | Auto | None = None, budget: Budget | None = None) -> Chunk:
@@ -160,10 +161,8 @@ class Streamer:
         Raises:
             ValueError: for another shape, integers, or a UF outside the set.
         """
-        self._check(chunk)
-        self._kind = (chunk.dtype, chunk.device) if isinstance(chunk, Tensor) else chunk.dtype
-        wanted = self._wanted(uf, budget)
-        start = self._clock()
+        start = self._clock() if self._controller is not None else 0.0
+        wanted = self._own if uf is None and budget is None else self._wanted(uf, budget)
         out, frames = (self._feed_torch if self._compiled is None else self._feed_compiled)(chunk, wanted)
         if frames:
             self._last = wanted
@@ -175,6 +174,8 @@ class Streamer:
     @torch.no_grad()
     def _feed_torch(self, chunk: Chunk, wanted: _Wanted) -> tuple[Tensor, int]:
         """Samples that are ready, and how many frames of each stream ran."""
+        self._check(chunk)
+        self._kind = (chunk.dtype, chunk.device) if isinstance(chunk, Tensor) else chunk.dtype
         samples = torch.as_tensor(chunk).reshape(self._rows, -1).to(self._pending)
         pending = torch.cat([self._pending, samples], dim=1)
         model, state, outputs, ufs = self.model, self._state, [], []
@@ -192,13 +193,21 @@ class Streamer:
         return torch.cat(outputs, dim=1) if outputs else samples[:, :0], joined.shape[1]
 
     def _feed_compiled(self, chunk: Chunk, wanted: _Wanted) -> tuple[NDArray[np.float32], int]:
-        """As `_feed_torch`, without a call of PyTorch where the chunk is an array or a float32 tensor on the CPU."""
+        """As `_feed_torch`, with as little around the frames as can be.
+
+        In live use the caches are cold at every frame, and each step here costs ten times what it does in a loop.
+        """
         assert self._compiled is not None
         array: NDArray[np.floating]
-        if isinstance(chunk, Tensor):
-            array = (chunk if chunk.dtype == torch.float32 else chunk.float()).numpy(force=True)
+        if not isinstance(chunk, Tensor):
+            self._check(chunk)
+            array, self._kind = chunk, chunk.dtype
+        elif chunk.dtype is _FLOAT32 and chunk.is_cpu and not chunk.requires_grad:
+            array, self._kind = chunk.numpy(), None
+            self._check(array)
         else:
-            array = chunk
+            self._check(chunk)
+            array, self._kind = chunk.detach().to("cpu", _FLOAT32).numpy(), (chunk.dtype, chunk.device)
         x = np.ascontiguousarray(array, np.float32).reshape(self._rows, -1)
         frames = self._compiled.completed(x.shape[1])
         choice = self._indices(x, frames, wanted)
@@ -309,6 +318,5 @@ class Streamer:
             array = out.cpu().numpy() if isinstance(out, Tensor) else out
             return array.astype(kind, copy=False)
         tensor = out if isinstance(out, Tensor) else torch.from_numpy(out)
-        dtype, device = kind
         # What `Tensor.to` finds out too, only later.
-        return tensor if tensor.dtype == dtype and tensor.device == device else tensor.to(device, dtype)
+        return tensor if kind is None and out is not tensor else tensor.to(*(kind[::-1] if kind else ("cpu", _FLOAT32)))

@@ -60,7 +60,7 @@ def _decoder(i, slots, choice, w, const, mem, size, scratch, ints, shape, levels
 def _gru(slots, channels, w, const, mem, size, scratch, shape, levels, mats):
     """A step of the grouped GRU of all streams."""
     depth, groups, units, streams = shape[f.DEPTH], shape[f.GROUPS], shape[f.UNITS], len(slots)
-    step, width, m = levels[depth, f.STEP], channels // groups, 4 * depth
+    step, width, m = levels[depth, f.STEP], channels // groups, f.OF_LEVEL * depth
     vectors, row = 3 * units // _LANES, 3 * units
     x_at, now_at = shape[f.WIDE_AT], shape[f.GATES_AT]
     state_at, past_at = x_at + streams * step, now_at + streams * row

@@ -20,7 +20,7 @@ from numba import njit
 
 from ..nn.resample import LOOKAHEAD, TAPS, ZEROS
 from . import layout as f
-from .vector import WIDE, add, glu, make_tile, move
+from .vector import WIDE, add, glu, glu_narrow, make_tile, move
 
 _tile_8x1, _tile_8x2, _tile_4x1, _tile_4x4 = make_tile(8, 1), make_tile(8, 2), make_tile(4, 1), make_tile(4, 4)
 _tile_1x1, _tile_4x2, _tile_1x2, _tile_1x4 = make_tile(1, 1), make_tile(4, 2), make_tile(1, 2), make_tile(1, 4)
@@ -205,7 +205,7 @@ def _glu(scratch, gates_at, vectors, out, out_at):
 def _encode(i, rows, active, w, const, mem, scratch, ints, shape, levels, mats):
     """Encoder block ``i``, ``active`` channels wide, on the windows at PICKED, into the positions at TARGET."""
     before, step = levels[i - 1, f.STEP], levels[i, f.STEP]
-    inputs, hop, m = shape[f.KERNEL] * before, shape[f.STRIDE] * before, 4 * (i - 1)
+    inputs, hop, m = shape[f.KERNEL] * before, shape[f.STRIDE] * before, f.OF_LEVEL * (i - 1)
     hidden_at, gates_at = shape[f.HIDDEN_AT], shape[f.GATES_AT]
     hidden = _vectors(active)
     regular = True
@@ -237,7 +237,7 @@ def _decode(i, rows, slot, active, channels, w, const, mem, scratch, ints, shape
 
     Its positions are the rows PICKED of the activations in ``scratch``, their skips lie at TARGET.
     """
-    step, m = levels[i, f.STEP], 4 * (i - 1)
+    step, m = levels[i, f.STEP], f.OF_LEVEL * (i - 1)
     columns = mats[m + f.DEC_CONV, f.VECTORS]
     x_at, sum_at, hidden_at, gates_at = shape[f.X_AT], shape[f.SUM_AT], shape[f.HIDDEN_AT], shape[f.GATES_AT]
     hidden = _vectors(active)
@@ -247,12 +247,16 @@ def _decode(i, rows, slot, active, channels, w, const, mem, scratch, ints, shape
         x_row, skip_row, to = x_at + position * step, ints[f.TARGET + p], sum_at + p * step
         for v in range(0, step, _LANES):
             add(scratch, x_row + v, mem, skip_row + v, _NONE, scratch, to + v)
+    glu_m, gates = (m + f.NARROW, 1) if active <= f.NARROW_UNITS else (m + f.DEC_GLU, 2 * hidden)
     _product(
-        scratch, sum_at, step, rows, channels, w, const, mats, m + f.DEC_GLU, 2 * hidden,
+        scratch, sum_at, step, rows, channels, w, const, mats, glu_m, gates,
         scratch, gates_at, 2 * step, _NONE, True,
     )  # fmt: skip
     for p in range(rows):
-        _glu(scratch, gates_at + p * 2 * step, hidden, scratch, hidden_at + p * step)
+        if active <= f.NARROW_UNITS:
+            glu_narrow(scratch, gates_at + p * 2 * step, scratch, hidden_at + p * step)
+        else:
+            _glu(scratch, gates_at + p * 2 * step, hidden, scratch, hidden_at + p * step)
     row = columns * _LANES
     _product(
         scratch, hidden_at, step, rows, active, w, const, mats, m + f.DEC_CONV, columns,

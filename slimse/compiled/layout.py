@@ -26,9 +26,11 @@ LEVEL_AT, UP_AT, UP_STEP, DOWN_AT, DOWN_STEP, RNN_AT, PENDING_AT = range(11, 18)
 SUM_AT, HIDDEN_AT, GATES_AT, WIDE_AT, X_AT, FIR_AT, FIR_STEP, SHAPE = range(18, 26)
 # Fields of ``levels[i]``: level 0 is the up-sampled signal. STEP is the distance of two positions in ``mem``.
 RATE, LAG, STEP, AT, TAIL_AT, LEVEL = range(6)
-# Fields of ``mats[m]``. Level ``i`` has the matrices ``4 * (i - 1) + ENC_CONV`` and so on, the bottleneck what follows.
+# Fields of ``mats[m]``. Level ``i`` has the matrices ``OF_LEVEL * (i - 1) + ENC_CONV`` and so on, the bottleneck what
+# follows. NARROW has the values and gates of the first NARROW_UNITS units of DEC_GLU in one vector.
 W_AT, BIAS_AT, W_STEP, W_NEXT, W_GROUP, VECTORS, MAT = range(7)
-ENC_CONV, ENC_GLU, DEC_GLU, DEC_CONV = range(4)
+ENC_CONV, ENC_GLU, DEC_GLU, DEC_CONV, NARROW, OF_LEVEL = range(6)
+NARROW_UNITS = LANES // 2
 # Fields of ``const`` and where its filter taps, its zeros and then the biases begin.
 REFERENCE, FLOOR, TAPS_AT, ZEROS_AT, CONST = 0, 1, 16, 16 + TAPS, 16 + TAPS + 64
 # Fields of ``ints``: samples that wait per stage, samples seen, samples pending, then scratch.
@@ -104,14 +106,17 @@ class Weights:
         self._add(_interleave(glu), _interleave(_pad(encoder.glu_bias.view(1, 2, -1), 2, wide))[0], [])
 
         glu = _pad(rearrange(decoder.glu_weight, "o g i -> i g o"), 2, wide)
-        bias = _interleave(_pad(decoder.glu_bias.t()[None], 2, wide))[0]
-        self._add(_interleave(glu), bias, [2 * count for count in vectors])
+        bias = _pad(decoder.glu_bias.t()[None], 2, wide)
+        self._add(_interleave(glu), _interleave(bias)[0], [2 * count for count in vectors])
+        used = len(glu) if min(self.counts[level]) <= NARROW_UNITS else 0
+        narrow, narrow_bias = (x[:, :, :NARROW_UNITS].reshape(-1, LANES) for x in (glu[:used], bias))
         taps = _pad(rearrange(decoder.conv_weight, "o (k i) -> o k i", i=inputs), model.config.kernel_size, outer)
         flat = rearrange(taps, "o k i -> o (k i)")
         # Positions overlap, so the bias goes with the first stride of each alone.
         bias = _pad(decoder.conv_bias, outer).repeat(model.config.stride)
         columns = padded(flat.shape[1])
         self._add(_pad(flat, columns), _pad(bias, columns), [])
+        self._add(narrow, narrow_bias[0], [])
 
     def _pack_bottleneck(self, model: SlimDemucs) -> None:
         bottleneck, units = model.bottleneck, self.units
@@ -178,7 +183,7 @@ class Places:
 
         rows = [max(count, streams * frame_map.rate(level)) for level, count in enumerate(most)]
         steps = [int(step) for step in levels[:, STEP]]
-        columns = [0, *(int(weights.mats[4 * i + DEC_CONV, VECTORS]) * LANES for i in range(depth))]
+        columns = [0, *(int(weights.mats[OF_LEVEL * i + DEC_CONV, VECTORS]) * LANES for i in range(depth))]
         shape[SUM_AT] = scratch.reserve(BLOCK * max(kernel * max(steps[:-1]), max(steps)))
         shape[HIDDEN_AT] = scratch.reserve(BLOCK * max(steps))
         shape[GATES_AT] = scratch.reserve(

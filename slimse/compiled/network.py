@@ -65,22 +65,22 @@ class CompiledStream:
         self._first, self._hop = model.first_samples, model.hop
         # Both grow by a hop per frame once the resampling filters are full.
         full = 1 + self._first // self._hop
-        self.received = 0
-        """Samples that came in."""
-        self._emitted = 0
         self._behind = full * self._hop - model.emitted(full)
         self.load(model.initial_state(), np.zeros(0, np.float32))
 
-    @property
-    def frames(self) -> int:
-        """Frames that have run."""
-        return 1 + (self.received - self._first) // self._hop if self.received >= self._first else 0
+    def _count(self, received: int) -> None:
+        """Note that so many samples have come in, and that all that is ready then goes out."""
+        self.received, self.frames = received, self.frames_at(received)
+        self._emitted = max(self.frames * self._hop - self._behind, 0)
+
+    def frames_at(self, received: int) -> int:
+        """Frames that have run once so many samples have come in."""
+        return 1 + (received - self._first) // self._hop if received >= self._first else 0
 
     @property
     def samples(self) -> int:
         """Samples that frames have taken."""
-        frames = self.frames
-        return self._first + (frames - 1) * self._hop if frames else 0
+        return self._first + (self.frames - 1) * self._hop if self.frames else 0
 
     @property
     def pending(self) -> Floats:
@@ -95,18 +95,15 @@ class CompiledStream:
             x: contiguous.
             choice: index of the UF of every frame that they complete; the last one holds for all frames behind it.
         """
-        self.received += len(x)
-        frames = self.frames
-        ready = max(frames * self._hop - self._behind, 0)
-        out = np.empty(ready - self._emitted, np.float32)
-        self._emitted = ready
+        before = self._emitted
+        self._count(self.received + len(x))
+        out = np.empty(self._emitted - before, np.float32)
         feed(x, choice, out, -1, 0, *self._arrays)
         return out
 
     def ran(self, samples: int) -> None:
         """Count samples that a common tick of several streams has run, with as many of output."""
-        self.received += samples
-        self._emitted = max(self.frames * self._hop - self._behind, 0)
+        self._count(self.received + samples)
 
     def finish(self, x: Floats, choice: Ints) -> Floats:
         """End the signal behind ``x``: as `feed`, for all that is still missing. Only `load` may follow."""
@@ -136,8 +133,7 @@ class CompiledStream:
         level_at = int(shape[f.LEVEL_AT])
         values = [len(state.level), *(float(value) for value in state.level)]
         self._mem[level_at : level_at + len(values)] = values
-        self.received = state.samples + len(pending)
-        self._emitted = self.model.emitted(self.model.frames_done(state.samples)) if state.samples else 0
+        self._count(state.samples + len(pending))
 
     def save(self) -> tuple[DemucsState, Floats]:
         """The state and the samples that do not fill a frame yet, as copies."""
@@ -213,7 +209,7 @@ class CompiledStreams:
         weights = pack(model, half=half)
         places = Places(model, weights, FRAMES)
         scratch = np.zeros(places.scratch_size, np.float32)
-        self._model, self._count = model, streams
+        self._model = model
         self._streams = [CompiledStream(model, weights, Buffers.new(places, scratch)) for _ in range(streams)]
         self._router = CompiledRouter(model.router, model.config.reference_level) if model.router else None
         self._heard: Heard
@@ -231,13 +227,13 @@ class CompiledStreams:
 
     def completed(self, samples: int) -> int:
         """Frames that so many more samples complete."""
-        early = self._model.early(self.samples)
-        return max((self.pending + samples - early) // self._model.hop, 0)
+        first = self._streams[0]
+        return first.frames_at(first.received + samples) - first.frames
 
     def indices(self, uf: UF) -> Ints:
         """Of UFs, ``[streams, 1]`` or ``[streams, frames]``."""
         if isinstance(uf, Tensor) and uf.ndim:
-            return self._model.config.ufs.indices(uf).reshape(self._count, -1).numpy()
+            return self._model.config.ufs.indices(uf).reshape(len(self._streams), -1).numpy()
         return self._uniform[float(uf)]
 
     def decide(self, x: Floats, frames: int, budget: Floats, *, shared: bool) -> Ints:

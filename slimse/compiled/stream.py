@@ -71,7 +71,7 @@ def _decoder(i, final, frame, frames, choice, w, const, mem, scratch, ints, shap
 @_jit
 def _overlap(i, positions, base, final, out, out_at, const, mem, scratch, ints, shape, levels, mats):
     """Sum what the positions of level ``i`` from ``base`` on give to each stride, then ReLU; returns the strides."""
-    m = 4 * (i - 1) + f.DEC_CONV
+    m = f.OF_LEVEL * (i - 1) + f.DEC_CONV
     row, bias_at, wide_at = mats[m, f.VECTORS] * _LANES, mats[m, f.BIAS_AT], shape[f.WIDE_AT]
     span, reach = shape[f.STRIDE] * levels[i - 1, f.STEP], shape[f.KERNEL] // shape[f.STRIDE]
     floor, tail_at, total = _ZERO if i > 1 else _NONE, levels[i - 1, f.TAIL_AT], shape[f.SUM_AT]
@@ -104,7 +104,7 @@ def _overlap(i, positions, base, final, out, out_at, const, mem, scratch, ints, 
 def _gru(frames, channels, w, const, mem, scratch, shape, levels, mats):
     """The grouped GRU: the products with the inputs for all frames at once, then step by step."""
     depth, groups, units = shape[f.DEPTH], shape[f.GROUPS], shape[f.UNITS]
-    step, size, m = levels[depth, f.STEP], channels // groups, 4 * depth
+    step, size, m = levels[depth, f.STEP], channels // groups, f.OF_LEVEL * depth
     vectors, row, now_at = 3 * units // _LANES, 3 * units * groups, shape[f.GATES_AT]
     past_at = now_at + frames * row
     for group in range(groups):
@@ -132,7 +132,7 @@ def _lstm(frame, frames, choice, w, const, mem, scratch, shape, levels, mats, co
     x, x_at, step = mem, levels[depth, f.AT], levels[depth, f.STEP]
     gates_at = shape[f.GATES_AT]
     for layer in range(shape[f.LAYERS]):
-        m, h_at = 4 * depth + 2 * layer, shape[f.RNN_AT] + 2 * layer * units
+        m, h_at = f.OF_LEVEL * depth + 2 * layer, shape[f.RNN_AT] + 2 * layer * units
         for t in range(frames):
             active = counts[depth, _chosen(choice, frame + t)]
             inputs = active if layer else counts[depth, shape[f.UFS] - 1]

@@ -181,6 +181,19 @@ def glu(context, x, x_at, out, out_at):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def glu_narrow(context, x, x_at, out, out_at):  # type: ignore[no-untyped-def]
+    """As `glu`, of a vector whose first half are values and whose second half are gates; so half the result counts."""
+
+    def emit(code: _Code, x: Any, x_at: Any, out: Any, out_at: Any) -> None:
+        both = code.load(x, x_at)
+        upper = ir.Constant(_INTS, 2 * [*range(LANES // 2, LANES)])
+        gate = code.sigmoid(code.builder.shuffle_vector(both, both, upper))
+        code.store(code.builder.fmul(both, gate), out, out_at)
+
+    return _void(emit, x, x_at, out, out_at)
+
+
+@intrinsic
 def add(context, x, x_at, y, y_at, floor, out, out_at):  # type: ignore[no-untyped-def]
     """``out[:LANES] = max(floor, x + y)``."""
 
