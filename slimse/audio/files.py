@@ -285,7 +285,8 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None = None) -> list[Job]:
     # "-o talk.m4a" would otherwise make a folder of that name; "-o v1.0" may.
     if suffix and not as_file and not suffix[1:].isdigit() and len(inputs) == 1 and not inputs[0].is_dir():
         raise ValueError(
-            f"output {output}: {suffix!r} is none of {', '.join(sorted(_FORMATS))}; if it names a folder, make that first"
+            f"output {output}: {suffix!r} is none of {', '.join(sorted(_FORMATS))}; "
+            "if it names a folder, make that first"
         )
     jobs: list[Job] = []
     for path in inputs:
