@@ -14,6 +14,7 @@ from torch import Tensor
 from .compiled import STEP_FRAMES, use_compiled
 from .deadline import DeadlineController
 from .models import DemucsState, SlimDemucs
+from .models.router import RouterState
 from .width import UF, Auto, Budget
 
 Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
@@ -33,6 +34,10 @@ class StreamerState(NamedTuple):
     pending: Tensor
     uf: UF | Auto
     budget: Budget | None = None
+
+
+# Or `torch.load` would refuse what `torch.save` wrote of a stream.
+torch.serialization.add_safe_globals([StreamerState, DemucsState, RouterState])
 
 
 class Streamer:

@@ -140,6 +140,10 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"22050 Hz.*Opus only supports"):
         AtomicWriter(tmp_path / "a.opus", FileInfo(10, 22_050, 1, "WAV", "PCM_16", "FILE"))
     assert not list(tmp_path.iterdir())
+    # The same as a folder without the right to write, which root always has.
+    touch(tmp_path, "file")
+    with pytest.raises(ValueError, match=r"a\.wav: cannot be written: File exists"):
+        AtomicWriter(tmp_path / "file/a.wav", FileInfo(10, 16_000, 1, "WAV", "PCM_16", "FILE"))
 
 
 def test_tags_are_carried_along(tmp_path: Path) -> None:
@@ -197,6 +201,9 @@ def test_plans_that_would_lose_something_are_refused(tmp_path: Path) -> None:
         plan_jobs([one, two], tmp_path / "x.wav")
     with pytest.raises(ValueError, match=r"notes\.txt is a file"):
         plan_jobs([one], tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"'\.m4a' is none of .*flac.*make that first"):
+        plan_jobs([one / "a.wav"], tmp_path / "a.m4a")
+    assert plan_jobs([one / "a.wav"], tmp_path / "v1.0")[0].target == tmp_path / "v1.0/a.wav"
     with pytest.raises(ValueError, match="no audio files in"):
         plan_jobs([tmp_path / "none"])
     with pytest.raises(ValueError, match="missing: no such file"):

@@ -19,8 +19,10 @@ from slimse import PRESETS, SlimDemucs
 from slimse.audio.files import read_mono
 from slimse.checkpoint import save
 from slimse.cli import app
-from slimse.evaluation import METRICS, Dynamic, check_metrics, evaluate_pairs, find_pairs, score
+from slimse.evaluation import METRICS, Dynamic, FileScores, Report, check_metrics, evaluate_pairs, find_pairs, score
 from slimse.evaluation import metrics as metrics_module
+from slimse.evaluation.metrics import Scores
+from slimse.evaluation.routing import sentences, summarise
 from slimse.models import RouterConfig
 from slimse.profiling import profile
 
@@ -268,6 +270,29 @@ def test_wrong_arguments_raise(folders: tuple[Path, Path], model: SlimDemucs) ->
         evaluate_pairs(pairs, None, ufs=[1.0], metrics=FAST)
     with pytest.raises(ValueError, match="pairs is empty"):
         evaluate_pairs([], model, metrics=FAST)
+
+
+def test_a_router_is_compared_with_the_staircase_and_the_input() -> None:
+    def scores(si_sdr: float, stoi: float) -> Scores:
+        return Scores({"si_sdr": si_sdr, "stoi": stoi}, {})
+
+    rows = []
+    for file, level, chosen in (("a", -5.0, (0, 4)), ("b", 0.0, (2, 2)), ("c", 5.0, (4, 0))):
+        rows += [
+            FileScores(file, None, scores(level, 0.5)),
+            FileScores(file, 0.5, scores(level + 4, 0.7)),
+            FileScores(file, 1.0, scores(level + 8, 0.9)),
+            FileScores(file, Dynamic(0.7), scores(level + 5, 0.6), chosen),
+        ]
+    report = Report(("si_sdr", "stoi"), (None, 0.5, 1.0, Dynamic(0.7)), tuple(rows), {0.5: 10.0, 1.0: 20.0}, 1.0)
+    (found,) = summarise(report)
+    assert found["average_uf"] == 0.75 and found["rank_correlation"] == pytest.approx(-1)
+    assert found["above_staircase"] == ["si_sdr"]
+    assert "above the static staircase in 1 of 2 metrics (SI-SDR)" in sentences(report)[0]
+    # Without an SI-SDR of the input, or a static width that costs no more, there is nothing to compare with.
+    bare = Report(("stoi",), (None, 1.0, Dynamic(0.7)), tuple(row for row in rows if row.uf != 0.5), report.macs, 1.0)
+    bare = replace(bare, files=tuple(replace(row, scores=Scores({"stoi": 0.5}, {})) for row in bare.files))
+    assert [summarise(bare)[0][name] for name in ("rank_correlation", "above_staircase")] == [None, None]
 
 
 def test_command_prints_a_table_and_writes_what_it_says(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_profile_as_table_and_json():
     result = json.loads(run("profile", "paper", "--json").stdout)
     assert [width["uf"] for width in result["widths"]] == [0.125, 0.25, 0.5, 1.0]
     assert result["widths"][0]["blocks"]["bottleneck"] == 1536
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["slimse", "profile", "small", "--json"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("slimse", run_name="__main__")
+    assert not end.value.code
+    assert json.loads(capsys.readouterr().out)["widths"]
 
 
 def test_a_mistake_is_one_line_and_status_2():

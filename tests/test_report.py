@@ -20,8 +20,8 @@ from slimse.models import RouterConfig
 pytest.importorskip("matplotlib", reason="reports need the extra slimse[train]")
 pytest.importorskip("pystoi", reason="reports need the extra slimse[train]")
 
-from slimse.report import page, trace_drop, write_report
-from slimse.report.figures import rank_correlation, use_by_input
+from slimse.evaluation.routing import rank_correlation, use_by_input
+from slimse.report import drop_effect, page, trace_drop, write_report
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,23 @@ def test_a_softer_noise_is_followed(model, folders):
     assert np.isfinite(trace.improvement).any()
     with pytest.raises(ValueError, match=r"lasts 1\.00 s"):
         trace_drop(model, noisy[:16_000], clean[:16_000], 0.5)
+    effect = drop_effect(model, [(noisy, clean)], 0.5)
+    assert effect.softer == pytest.approx([trace.average_uf(inside=True)], abs=0.02)
+    assert effect.softer < effect.as_it_was
+    assert "lower in 1 and higher in 0 of 1 clips" in effect.sentence()
+
+
+def test_the_pair_that_is_traced_is_near_0_db_and_steady(folders, tmp_path):
+    pairs = find_pairs(folders / "noisy", folders / "clean")
+    assert page._pairs_to_trace(pairs)[0].name == "b"
+    noisy, clean = (soundfile.read(folders / kind / "b.wav")[0] for kind in ("noisy", "clean"))
+    bursts = (noisy - clean) * np.where(np.arange(len(clean)) // 8000 % 4 == 0, 2, 0.01)
+    for kind, audio in (("noisy", clean + bursts), ("clean", clean)):
+        (tmp_path / kind).mkdir()
+        soundfile.write(tmp_path / kind / "bursts.wav", audio, 16_000)
+    bursting = find_pairs(tmp_path / "noisy", tmp_path / "clean")
+    chosen, long = page._pairs_to_trace([*bursting, *pairs])
+    assert chosen.name == "b" and len(long) == 4
 
 
 def test_the_page_holds_table_and_pictures(model, folders, tmp_path, monkeypatch):
@@ -81,7 +98,12 @@ def test_the_page_holds_table_and_pictures(model, folders, tmp_path, monkeypatch
         png = (tmp_path / f"{name}.png").read_bytes()
         assert base64.b64decode(picture) == png
         assert png.startswith(b"\x89PNG")
-    means = {row["budget"] or row["uf"]: row for row in json.loads((tmp_path / "report.json").read_text())["means"]}
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert (
+        [row["budget"] for row in content["routing"]] == [row["budget"] for row in content["noise_drop"]] == [0.3, 0.6]
+    )
+    assert "rank correlation with input SI-SDR -1.00" in html and "noise 10 dB softer for 1 s, at budget 0.6" in html
+    means = {row["budget"] or row["uf"]: row for row in content["means"]}
     assert f"{means[0.3]['macs_per_sample']:,.0f}" in html
     assert f"{means[1.0]['si_sdr']:.1f}" in html
     levels, used = use_by_input(report)[0.3]

@@ -236,7 +236,7 @@ def test_training_resumes_exactly_and_writes_weights(data):
     one, other = slimse.load(whole), slimse.load(resumed)
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
-    log = next((data / "whole" / "logs").rglob("metrics.csv")).read_text()
+    log = (data / "whole" / "metrics.csv").read_text()
     assert "valid/si_sdr/0.125" in log
 
 

@@ -173,7 +173,8 @@ class AtomicWriter:
 
     Raises:
         FileExistsError: if ``target`` exists, unless ``force``.
-        ValueError: if libsndfile cannot write this container, subtype, rate and number of channels.
+        ValueError: if libsndfile cannot write this container, subtype, rate and number of channels, or the system
+            lets no file be written there.
 
     """
 
@@ -183,11 +184,16 @@ class AtomicWriter:
         self.target, self.force = target, force
         self._check_target()
         container, subtype, endian = writable_format(target, info)
-        target.parent.mkdir(parents=True, exist_ok=True)
         self.temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # libsndfile would not say what the system has against it.
+            self.temporary.touch(exist_ok=False)
+        except OSError as error:
+            raise ValueError(f"{target}: cannot be written: {error.strerror}") from error
+        try:
             self._file: Any = soundfile.SoundFile(
-                self.temporary, "x", info.sample_rate, info.channels, subtype, endian, container
+                self.temporary, "w", info.sample_rate, info.channels, subtype, endian, container
             )
         except soundfile.LibsndfileError as error:
             self.temporary.unlink(missing_ok=True)
@@ -263,7 +269,8 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None = None) -> list[Job]:
             file it may be a file, whose suffix picks the format.
 
     Raises:
-        ValueError: if an input is missing, nothing is found, or an output would be another output or an input.
+        ValueError: if an input is missing, nothing is found, an output would be another output or an input, or that of
+            a file has a suffix of no known format.
 
     """
     for path in inputs:
@@ -274,6 +281,13 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None = None) -> list[Job]:
         raise ValueError(f"output {output} names one file: expected a folder for several inputs or a folder")
     if output is not None and output.exists() and not output.is_dir() and not as_file:
         raise ValueError(f"output {output} is a file, but not of a known audio format: expected a folder or audio file")
+    suffix = "" if output is None or output.exists() else output.suffix
+    # "-o talk.m4a" would otherwise make a folder of that name; "-o v1.0" may.
+    if suffix and not as_file and not suffix[1:].isdigit() and len(inputs) == 1 and not inputs[0].is_dir():
+        raise ValueError(
+            f"output {output}: {suffix!r} is none of {', '.join(sorted(_FORMATS))}; "
+            "if it names a folder, make that first"
+        )
     jobs: list[Job] = []
     for path in inputs:
         sources = find_files(path, skip=output) if path.is_dir() else [path]

@@ -13,6 +13,7 @@ from rich.table import Table
 from .. import checkpoint
 from ..evaluation import METRICS, Report, check_metrics, evaluate_pairs, find_pairs
 from ..evaluation.evaluate import label
+from ..evaluation.routing import sentences, summarise
 
 
 def _table(report: Report, count: int) -> Table:
@@ -80,9 +81,11 @@ def evaluate(
     console.print(_table(report, len(pairs)))
     for note in report.notes():
         console.print(f"* {note}", style="yellow", highlight=False, markup=False)
+    for sentence in sentences(report):
+        console.print(sentence, highlight=False, markup=False)
     about: dict[str, Any] = {"noisy": str(noisy), "clean": str(clean), "weights": None, "config": None}
     if model is not None:
-        about |= {"weights": weights, "config": model.config.to_dict()}
+        about |= {"weights": weights, "config": model.config.to_dict(), "routing": summarise(report)}
     if csv is not None:
         report.write_csv(csv)
         console.print(f"wrote {csv}", highlight=False, markup=False)

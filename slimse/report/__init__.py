@@ -2,6 +2,16 @@
 
 from .figures import draw_front, draw_scatter, draw_shares, draw_trace
 from .page import write_report
-from .trace import Trace, trace_drop
+from .trace import DropEffect, Trace, drop_effect, trace_drop
 
-__all__ = ["Trace", "draw_front", "draw_scatter", "draw_shares", "draw_trace", "trace_drop", "write_report"]
+__all__ = [
+    "DropEffect",
+    "Trace",
+    "draw_front",
+    "draw_scatter",
+    "draw_shares",
+    "draw_trace",
+    "drop_effect",
+    "trace_drop",
+    "write_report",
+]

@@ -10,6 +10,7 @@ import numpy as np
 from ..demo import spectrogram
 from ..evaluation import METRICS, Dynamic, MeanScores, Report
 from ..evaluation.evaluate import label
+from ..evaluation.routing import rank_correlation, use_by_input
 from .trace import Trace
 
 if TYPE_CHECKING:
@@ -37,23 +38,37 @@ def draw_front(report: Report, *, by_macs: bool) -> Figure:
     static = sorted((r for r in means if not isinstance(r.uf, Dynamic)), key=lambda row: _cost(row, by_macs))
     dynamic = sorted((r for r in means if isinstance(r.uf, Dynamic)), key=lambda row: _cost(row, by_macs))
     x_label = "MACs per sample, router included" if by_macs else "average UF"
-    figure = _figure(10, 3.6 * ((len(names) + 1) // 2) + 0.4, f"Quality over {x_label}")
+    figure = _figure(10, 3.6 * ((len(names) + 1) // 2) + 0.7, f"Quality over {x_label}")
+    noisy = next(row for row in report.means() if row.uf is None)
     for axis, name in zip(figure.subplots((len(names) + 1) // 2, 2, squeeze=False).flat, names, strict=False):
         x, y = [_cost(row, by_macs) for row in static], [row.values[name] for row in static]
         # Between two static widths, only the smaller one is to be had: a stair, not a slope.
         axis.step(x, y, where="post", color=_STATIC, lw=1.2, alpha=0.7)
-        axis.plot(x, y, "s", color=_STATIC, ms=6, label="one width")
+        axis.plot(x, y, "s", color=_STATIC, ms=6, label="one width, and its UF")
+        _name_points(axis, static, [*zip(x, y, strict=True)], _STATIC, (5, -11))
         if dynamic:
             x, y = [_cost(row, by_macs) for row in dynamic], [row.values[name] for row in dynamic]
-            axis.plot(x, y, "o-", color=_DYNAMIC, ms=6, lw=1, label="router")
-            for place, value, row in zip(x, y, dynamic, strict=True):
-                assert isinstance(row.uf, Dynamic)
-                axis.annotate(f"{row.uf.budget:g}", (place, value), (3, 5), textcoords="offset points", fontsize=8)
+            axis.plot(x, y, "o-", color=_DYNAMIC, ms=6, lw=1, label="router, and its budget")
+            _name_points(axis, dynamic, [*zip(x, y, strict=True)], _DYNAMIC, (-4, 5))
+        axis.margins(0.07, 0.13)
+        axis.set_title(f"noisy: {noisy.values[name]:.{METRICS[name].digits}f}", fontsize=9, loc="right", color="0.4")
         axis.set_ylabel(METRICS[name].title)
         axis.set_xlabel(x_label)
+        if by_macs:
+            axis.xaxis.set_major_formatter(lambda macs, _: f"{macs:,.0f}")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
+
+
+def _name_points(
+    axis: Axes, rows: Sequence[MeanScores], places: Sequence[tuple[float, float]], color: str, offset: tuple[int, int]
+) -> None:
+    """Write the UF or budget of every point beside it."""
+    side = "left" if offset[0] > 0 else "right"
+    for row, place in zip(rows, places, strict=True):
+        name = f"{row.uf.budget if isinstance(row.uf, Dynamic) else row.uf:g}"
+        axis.annotate(name, place, offset, textcoords="offset points", fontsize=8, color=color, ha=side)
 
 
 def _cost(row: MeanScores, by_macs: bool) -> float:
@@ -62,38 +77,13 @@ def _cost(row: MeanScores, by_macs: bool) -> float:
     return cost
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's: the correlation of the ranks, equal values sharing their mean rank; NaN if either is constant."""
-
-    def ranks(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return float("nan")
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
-
-
-def use_by_input(report: Report) -> dict[float, tuple[list[float], list[float]]]:
-    """Per budget, SI-SDR of the input and average UF of every file that has an SI-SDR."""
-    level = {row.file: row.scores.values["si_sdr"] for row in report.files if row.uf is None}
-    found: dict[float, tuple[list[float], list[float]]] = {}
-    for row in report.files:
-        if isinstance(row.uf, Dynamic) and np.isfinite(level[row.file]):
-            levels, used = found.setdefault(row.uf.budget, ([], []))
-            average, _ = report.cost(row.uf, report.shares([row]))
-            assert average is not None
-            levels.append(level[row.file])
-            used.append(average)
-    return found
-
-
 def draw_scatter(report: Report) -> Figure:
     """Average UF of every file over the SI-SDR of its input, per budget, with the distributions at the margins."""
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     points = use_by_input(report)
-    figure = _figure(8, 6.5, "Width used over input SI-SDR, one point per file")
+    figure = _figure(8, 7, "Width used over input SI-SDR, one point per file")
     grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5))
     axis = figure.add_subplot(grid[1, 0])
     top, side = figure.add_subplot(grid[0, 0], sharex=axis), figure.add_subplot(grid[1, 1], sharey=axis)
@@ -108,9 +98,11 @@ def draw_scatter(report: Report) -> Figure:
     axis.set_xlabel("SI-SDR of the input [dB]")
     axis.set_ylabel("average UF")
     axis.set_ylim(0, 1.05)
-    axis.legend(fontsize=8)
-    for margin in (top, side):
+    # Outside: files may lie anywhere.
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    for margin, counts in ((top, top.yaxis), (side, side.xaxis)):
         margin.tick_params(labelbottom=margin is side, labelleft=margin is top, labelsize=8)
+        counts.set_major_locator(MaxNLocator(3, integer=True))
     top.set_ylabel("files", fontsize=8)
     side.set_xlabel("files", fontsize=8)
     return figure
@@ -166,6 +158,7 @@ def _draw_ufs(axis: Axes, trace: Trace) -> None:
     time = np.arange(len(trace.chosen)) * trace.hop / trace.sample_rate
     axis.step(time, trace.chosen, where="post", color=_DYNAMIC, lw=0.8)
     axis.set_yscale("log", base=2)
+    axis.set_ylim(trace.ufs[0] / 1.3, trace.ufs[-1] * 1.3)
     axis.set_yticks(trace.ufs, [f"{uf:g}" for uf in trace.ufs])
     axis.set_ylabel(f"UF, budget {trace.budget:g}")
     axis.set_title(

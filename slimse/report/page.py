@@ -14,9 +14,11 @@ from .. import __version__
 from ..audio.files import read_mono
 from ..evaluation import METRICS, Dynamic, Report, evaluate_pairs
 from ..evaluation.evaluate import Pair, label, versions
+from ..evaluation.metrics import SAMPLE_RATE
+from ..evaluation.routing import sentences, summarise
 from ..models import SlimDemucs
 from .figures import draw_front, draw_scatter, draw_shares, draw_trace
-from .trace import trace_drop
+from .trace import Signal, drop_effect, trace_drop
 
 METRIC_NAMES = ("pesq", "stoi", "si_sdr", "p808")
 _STYLE = """
@@ -55,12 +57,13 @@ def write_report(
     """
     if not budgets:
         raise ValueError("budgets is empty: expected 1 or more")
-    chosen = _pair_to_trace(pairs)
+    chosen, long = _pairs_to_trace(pairs)
     report = evaluate_pairs(pairs, model, budgets=budgets, metrics=METRIC_NAMES, jobs=jobs, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
-    noisy, clean = (read_mono(path, model.config.sample_rate) for path in (chosen.noisy, chosen.clean))
-    length = min(len(noisy), len(clean))
-    trace = trace_drop(model, noisy[:length], clean[:length], min(budgets, key=lambda budget: abs(budget - 0.5)))
+    middle = min(budgets, key=lambda budget: abs(budget - 0.5))
+    trace = trace_drop(model, *_read(chosen), middle)
+    clips = [_read(pair) for pair in long]
+    effects = [drop_effect(model, clips, budget) for budget in sorted(budgets)]
     figures = {
         "front_uf": draw_front(report, by_macs=False),
         "front_macs": draw_front(report, by_macs=True),
@@ -75,30 +78,40 @@ def write_report(
         (folder / f"{title}.png").write_bytes(png.getvalue())
         encoded = base64.b64encode(png.getvalue()).decode()
         pictures.append(f'<p><img alt="{title}" src="data:image/png;base64,{encoded}"></p>')
-    report.write_json(folder / "report.json", weights=name)
-    (folder / "report.html").write_text(_page(report, name, pictures), encoding="utf-8")
+    drops = [effect.to_dict() for effect in effects]
+    report.write_json(folder / "report.json", weights=name, routing=summarise(report), noise_drop=drops)
+    words = [*sentences(report), *(effect.sentence() for effect in effects)]
+    (folder / "report.html").write_text(_page(report, name, words, pictures), encoding="utf-8")
     return report
 
 
-def _pair_to_trace(pairs: Sequence[Pair]) -> Pair:
-    """Of the pairs of 4 s or more, that whose SNR is nearest 0 dB: hard enough to need width, and to hear it drop."""
-    best: tuple[float, Pair] | None = None
+def _read(pair: Pair) -> tuple[Signal, Signal]:
+    noisy, clean = read_mono(pair.noisy, SAMPLE_RATE), read_mono(pair.clean, SAMPLE_RATE)
+    length = min(len(noisy), len(clean))
+    return noisy[:length], clean[:length]
+
+
+def _pairs_to_trace(pairs: Sequence[Pair]) -> tuple[Pair, list[Pair]]:
+    """All pairs of 4 s or more, and before them that to show: as near to 0 dB and as steady in its noise as there is.
+
+    Hard enough to need width, and with a noise that can be heard to drop. A decibel of spread counts as one of SNR.
+    """
+    long: list[tuple[float, Pair]] = []
     for pair in pairs:
-        noisy, clean = read_mono(pair.noisy, 16_000), read_mono(pair.clean, 16_000)
-        length = min(len(noisy), len(clean))
-        if length < 4 * 16_000:
+        noisy, clean = _read(pair)
+        if len(noisy) < 4 * SAMPLE_RATE:
             continue
-        noise = float(np.mean(np.square(noisy[:length] - clean[:length], dtype=np.float64)))
-        speech = float(np.mean(np.square(clean[:length], dtype=np.float64)))
-        distance = abs(np.log10(max(speech, 1e-12) / max(noise, 1e-12)))
-        if best is None or distance < best[0]:
-            best = distance, pair
-    if best is None:
+        noise, speech = (np.square(x, dtype=np.float64) for x in (noisy - clean, clean))
+        size = SAMPLE_RATE // 4
+        levels = 10 * np.log10(noise[: len(noise) // size * size].reshape(-1, size).mean(1) + 1e-9)
+        snr = 10 * np.log10((speech.mean() + 1e-12) / (noise.mean() + 1e-12))
+        long.append((abs(float(snr)) + float(levels.std()), pair))
+    if not long:
         raise ValueError("no pair lasts 4 s: expected one at least, to trace the router on")
-    return best[1]
+    return min(long, key=lambda entry: entry[0])[1], [pair for _, pair in long]
 
 
-def _page(report: Report, name: str, pictures: Sequence[str]) -> str:
+def _page(report: Report, name: str, words: Sequence[str], pictures: Sequence[str]) -> str:
     count = len(report.files) // len(report.ufs)
     cells = ["width", "average UF", "MACs per sample", *(METRICS[metric].title for metric in report.metrics)]
     rows = ["".join(f"<th>{html.escape(cell)}</th>" for cell in cells)]
@@ -109,6 +122,7 @@ def _page(report: Report, name: str, pictures: Sequence[str]) -> str:
         rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in (label(row.uf), average, macs, *values)))
     table = "\n".join(f"<tr>{row}</tr>" for row in rows)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in report.notes())
+    points = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in words)
     packages = ", ".join(f"{package} {version}" for package, version in versions().items() if version)
     budgets = any(isinstance(uf, Dynamic) for uf in report.ufs)
     router = f" MACs of budgets include the router's {report.router_macs:,.0f}." if budgets else ""
@@ -116,6 +130,6 @@ def _page(report: Report, name: str, pictures: Sequence[str]) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n'
         f"<h1>{title}</h1>\n<p>Means over {count} pairs of noisy and clean files; more is better.{router}</p>\n"
-        f"<table>{table}</table>\n{notes}\n{''.join(pictures)}\n"
+        f"<table>{table}</table>\n{notes}\n<ul>{points}</ul>\n{''.join(pictures)}\n"
         f'<p class="note">{html.escape(packages)}</p></html>\n'
     )

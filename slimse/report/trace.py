@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,61 @@ def trace_drop(model: SlimDemucs, noisy: Signal, clean: Signal, budget: float) -
         ValueError: for a clip that is too short.
     """
     rate = model.config.sample_rate
+    changed, drop = _softened(noisy, clean, rate)
+    signal = torch.from_numpy(changed)[None, None]
+    with torch.no_grad():
+        chosen = model.route(signal, budget)
+        enhanced = model(signal, chosen)[0, 0].numpy()
+    times, improvement = _improvement(changed, enhanced, clean, rate)
+    return Trace(changed, rate, model.hop, budget, tuple(model.config.ufs), chosen[0].numpy(), drop, times, improvement)
+
+
+@dataclass(frozen=True)
+class DropEffect:
+    """Average UF in the second in which the noise is softer, over clips, and in the same second of the same clips."""
+
+    budget: float
+    softer: tuple[float, ...]
+    """With the noise lowered, per clip."""
+    as_it_was: tuple[float, ...]
+    """Without that."""
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Means and counts, for JSON."""
+        return {
+            "budget": self.budget,
+            "average_uf_softer": float(np.mean(self.softer)),
+            "average_uf_as_it_was": float(np.mean(self.as_it_was)),
+            "clips": len(self.softer),
+            "clips_falling": sum(one < other for one, other in zip(self.softer, self.as_it_was, strict=True)),
+            "clips_rising": sum(one > other for one, other in zip(self.softer, self.as_it_was, strict=True)),
+        }
+
+    def sentence(self) -> str:
+        """The same in words."""
+        found = self.to_dict()
+        return (
+            f"noise {DROP_DB:g} dB softer for {DROP_SECONDS:g} s, at budget {self.budget:g}: average UF of that second "
+            f"{found['average_uf_softer']:.3f}, {found['average_uf_as_it_was']:.3f} if it stays as it was; lower in "
+            f"{found['clips_falling']} and higher in {found['clips_rising']} of {found['clips']} clips"
+        )
+
+
+@torch.no_grad()
+def drop_effect(model: SlimDemucs, clips: Iterable[tuple[Signal, Signal]], budget: float) -> DropEffect:
+    """Measure what the router makes of a softer noise, on noisy and clean signals as for `trace_drop`."""
+    rate = model.config.sample_rate
+    means: tuple[list[float], list[float]] = [], []
+    for noisy, clean in clips:
+        changed, drop = _softened(noisy, clean, rate)
+        first, last = (round(edge * rate / model.hop) for edge in drop)
+        for signal, found in zip((changed, noisy), means, strict=True):
+            found.append(float(model.route(torch.from_numpy(signal)[None, None], budget)[0, first:last].mean()))
+    return DropEffect(budget, tuple(means[0]), tuple(means[1]))
+
+
+def _softened(noisy: Signal, clean: Signal, rate: int) -> tuple[Signal, tuple[float, float]]:
+    """The clip with its noise lowered for a while in the middle, and when, in seconds."""
     seconds = len(noisy) / rate
     if seconds < 2 * DROP_SECONDS:
         raise ValueError(f"the clip lasts {seconds:.2f} s: expected {2 * DROP_SECONDS:g} s or more")
@@ -64,13 +120,7 @@ def trace_drop(model: SlimDemucs, noisy: Signal, clean: Signal, budget: float) -
     # Over 20 ms at either end, or there would be clicks.
     knots = np.array([drop[0] - 0.01, drop[0] + 0.01, drop[1] - 0.01, drop[1] + 0.01])
     decibels = np.interp(np.arange(len(noisy)) / rate, knots, [0.0, -DROP_DB, -DROP_DB, 0.0])
-    changed = (clean + (noisy - clean) * 10 ** (decibels / 20)).astype(np.float32)
-    signal = torch.from_numpy(changed)[None, None]
-    with torch.no_grad():
-        chosen = model.route(signal, budget)
-        enhanced = model(signal, chosen)[0, 0].numpy()
-    times, improvement = _improvement(changed, enhanced, clean, rate)
-    return Trace(changed, rate, model.hop, budget, tuple(model.config.ufs), chosen[0].numpy(), drop, times, improvement)
+    return (clean + (noisy - clean) * 10 ** (decibels / 20)).astype(np.float32), drop
 
 
 def _improvement(noisy: Signal, enhanced: Signal, clean: Signal, rate: int) -> tuple[Signal, Signal]:
@@ -82,6 +132,7 @@ def _improvement(noisy: Signal, enhanced: Signal, clean: Signal, rate: int) -> t
         return np.array([np.mean(np.square(x[start : start + size], dtype=np.float64)) for start in starts])
 
     before, after = powers(noisy - clean), powers(enhanced - clean)
-    audible = before > 1e-5 * np.mean(np.square(noisy, dtype=np.float64))
+    # 30 dB below the clip, there is no noise to speak of, and its ratio to what remains says nothing.
+    audible = before > 1e-3 * np.mean(np.square(noisy, dtype=np.float64))
     gain = 10 * np.log10(np.maximum(before, 1e-20) / np.maximum(after, 1e-20))
     return ((starts + size / 2) / rate).astype(np.float32), np.where(audible, gain, np.nan).astype(np.float32)

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from ..checkpoint import load, save
 from ..models import PRESETS, RouterConfig, SlimDemucs
@@ -18,6 +18,7 @@ from .config import TrainConfig
 from .data import TrainingData
 from .module import SlimmableTraining
 from .routing import calibrate
+from .table import TableLogger
 
 _CALIBRATION_ITEMS = 100
 
@@ -52,7 +53,7 @@ def train(
     Args:
         config: of the run.
         data: folder with ``speech``, ``noise`` and, if there are any, ``rir``.
-        out: folder for ``last.ckpt``, logs, and the averaged weights ``model.safetensors``.
+        out: folder for ``last.ckpt``, the log ``metrics.csv``, and the averaged weights ``model.safetensors``.
         valid: folder with ``noisy`` and ``clean`` pairs to watch, or None.
         initial: weights to start from (fine-tuning); ignored on resuming.
         progress: show a progress bar.
@@ -67,6 +68,7 @@ def train(
     module = SlimmableTraining(config, model)
     out.mkdir(parents=True, exist_ok=True)
     averaging = EMAWeightAveraging(decay=config.ema)
+    checkpoint = out / "last.ckpt"
     # One file, replaced after every `config.every` steps.
     last = ModelCheckpoint(dirpath=out, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = lightning.Trainer(
@@ -78,7 +80,7 @@ def train(
         precision=config.precision,  # type: ignore[arg-type]
         gradient_clip_val=config.clip,
         callbacks=[averaging, last, LearningRateMonitor("step")],
-        logger=_loggers(out),
+        logger=_loggers(out, resume=checkpoint.exists()),
         log_every_n_steps=min(25, config.every),
         reload_dataloaders_every_n_epochs=1,
         # The data module gives every process its own items.
@@ -87,7 +89,6 @@ def train(
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
-    checkpoint = out / "last.ckpt"
     source = TrainingData(data, valid, config, model.config.sample_rate)
     trainer.fit(
         module,
@@ -107,9 +108,9 @@ def train(
     return weights
 
 
-def _loggers(out: Path) -> list[Logger]:
-    """A table always, and TensorBoard's files where it is installed."""
-    loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=50)]
+def _loggers(out: Path, *, resume: bool) -> list[Logger]:
+    """A table always, and TensorBoard's files where it is installed; one of each for all parts of a run."""
+    loggers: list[Logger] = [TableLogger(out / "metrics.csv", resume=resume)]
     if importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(out, name="tensorboard"))
+        loggers.append(TensorBoardLogger(out, name="tensorboard", version=""))
     return loggers
