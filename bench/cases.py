@@ -333,9 +333,11 @@ def _network(setup: Setup) -> tuple[Calls, Work]:
 def _models(kind: str, device: str) -> tuple[SlimDemucs, SlimDemucs]:
     """The network as it runs, and on twins, with the same weights."""
     setup = Setup(1.0, 1, 1.0, kind, device)
-    model, twin = SlimDemucs(CONFIG, precision=setup.precision), SlimDemucs(CONFIG, backend="torch")
-    twin.load_state_dict(model.state_dict())
-    return tuple(m.to(device, setup.dtype).eval().requires_grad_(False) for m in (model, twin))  # type: ignore[return-value]
+    # Of weights made in inference mode the compiled path would pack a copy at every call.
+    with torch.inference_mode(False):
+        model, twin = SlimDemucs(CONFIG, precision=setup.precision), SlimDemucs(CONFIG, backend="torch")
+        twin.load_state_dict(model.state_dict())
+        return tuple(m.to(device, setup.dtype).eval().requires_grad_(False) for m in (model, twin))  # type: ignore[return-value]
 
 
 @functools.cache

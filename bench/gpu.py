@@ -3,15 +3,17 @@
     python bench/gpu.py --out DIR [--tune] [--minutes 8]
 
 needs a CUDA (or ROCm) device, Triton and this package installed. ``DIR`` gets ``checks.json``, ``times.json``,
-``report.md`` and its plots, and with ``--tune`` a table of faster launch parameters of the blocks, which the package
-uses once it lies in ``slimse/ops/tuned``. It exits with 1 if a kernel is further from float64 than it may be. What
-there was no time for is called not measured.
+``report.md`` and its plots, and with ``--tune`` a table of faster launch parameters of the blocks, with which it goes
+on, and which the package uses once it lies in ``slimse/ops/tuned``. It exits with 1 if a kernel is further from float64
+than it may be. What there was no time for is called not measured; the same command again goes on where it was stopped,
+unless device, versions or code have changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import itertools
@@ -19,209 +21,124 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import report
 import torch
 from cases import BLOCKS, MODEL, OPS, UFS, Case, Setup, describe
-from torch.utils import _pytree as pytree
+from checks import CHECKS, LIMITS, TICK, check_all, distance
 
-from slimse import SlimDemucs, SlimDemucsConfig, ops
-from slimse.ops import launchers, tuning
-from slimse.serving import StreamBatch
+from slimse.ops import tuning
 
-LIMITS = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
-"""Largest relative error of a result, against float64. That of a gradient is four times as large, or twice that of the
-twin in the same number format: what a ReLU lets through can hang on the last bit."""
+KINDS = ("bf16", "tf32", "fp32")
+SIMPLE, COMPILED = ("slimse", "sliced", "full", "masked"), ("compiled",)
+CASES = (*MODEL, *BLOCKS, *OPS)
 PASSES = (
-    (("slimse", "sliced", "full", "masked"), (*MODEL, *BLOCKS, *OPS)),
-    (("compiled",), (*BLOCKS, *OPS, *MODEL)),
+    (SIMPLE, (64,), KINDS, CASES),
+    (COMPILED, (64,), ("bf16",), BLOCKS),
+    (SIMPLE, (16, 1), KINDS, CASES),
+    (COMPILED, (64,), KINDS, (*BLOCKS, *OPS, *MODEL)),
+    (COMPILED, (16, 1), KINDS, (*BLOCKS, *OPS, *MODEL)),
 )
-"""Implementations and cases in the order of their turn: compiling takes longest, a network's longest of all."""
-
-
-def arguments_of(name: str, width: int | torch.Tensor, dtype: torch.dtype, device: str) -> list[Any]:
-    """Arguments of an op for a check."""
-
-    def random(*shape: int) -> torch.Tensor:
-        return (0.3 * torch.randn(shape)).to(device, dtype)
-
-    batch, time, c = 2, 13, 48
-    return {
-        "encoder_block": lambda: [
-            random(batch, 56, 3),
-            random(c, 24),
-            random(c),
-            random(c, 2 * c),
-            random(2 * c),
-            width,
-            4,
-        ],
-        "decoder_block": lambda: [
-            *(random(batch, time, c), random(c, 2, c), random(c, 2), random(c, 40), width, 4, 5),
-            *(random(batch, time, c), random(5), True),
-        ],
-        "slim_conv1d": lambda: [random(batch, 28, 20), random(c, 4, 20), random(c), 20, width, 2, 0, 1, True],
-        "slim_conv_transpose1d": lambda: [random(batch, time, c), random(c, 4, 20), random(20), width, 20, 2, 1],
-        "slim_linear_glu": lambda: [
-            random(batch, time, c),
-            random(c, 40),
-            random(40),
-            width,
-            "input",
-            random(batch, time, c),
-        ],
-        "diagonal_gru": lambda: [random(batch, time, 3, c), random(3, c), random(3, c), random(batch, c)],
-        "slim_gru": lambda: [
-            *(random(batch, time, 40), random(2, c, 3, 20), random(2, c, 3, c), random(2, c, 3), random(2, c, 3)),
-            *(width, random(2, batch, c)),
-        ],
-        "slim_lstm": lambda: [
-            *(random(batch, time, 20), random(c, 4, 20), random(c, 4, c), random(c, 4), width),
-            (random(batch, c), random(batch, c)),
-        ],
-    }[name]()
-
-
-def run(
-    name: str, arguments: list[Any], dtype: torch.dtype, **choice: str
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs of an op in ``dtype``, and the gradients of a fixed mixture of them."""
-
-    def leaf(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            return value
-        return value.detach().to(dtype, copy=True).requires_grad_()
-
-    arguments = pytree.tree_map(leaf, arguments)
-    outputs = pytree.tree_leaves(getattr(ops, name)(*arguments, **choice))
-    leaves = [value for value in pytree.tree_leaves(arguments) if getattr(value, "requires_grad", False)]
-    generator = torch.Generator().manual_seed(1)
-    loss = sum((out * torch.randn(out.shape, generator=generator).to(out)).sum() for out in outputs)
-    return [out.detach() for out in outputs], list(torch.autograd.grad(loss, leaves))
-
-
-def distance(ours: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
-    """Largest relative error of a tensor."""
-    errors = [(a.double() - b).norm() / b.norm().clamp(min=1e-30) for a, b in zip(ours, exact, strict=True)]
-    return max(float(error) for error in errors)
-
-
-def check(name: str, kind: str, ragged: bool, device: str = "cuda") -> dict[str, Any]:
-    """Largest relative error of results and of gradients of an op, against its twin in float64."""
-    torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
-    width = torch.randint(0, 49, (2, 13), device=device) if ragged else 12
-    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    given = arguments_of(name, width, dtype, device)
-    exact = run(name, given, torch.float64, backend="torch")
-    twin = run(name, given, dtype, backend="torch")
-    ours = run(name, given, dtype, backend="triton", precision="tf32" if kind == "tf32" else "ieee")
-    error, gradient = (distance(mine, true) for mine, true in zip(ours, exact, strict=True))
-    allowed = max(4 * LIMITS[kind], 2 * distance(twin[1], exact[1]))
-    row = {"op": name, "kind": kind, "width": "ragged" if ragged else "uniform", "error": error, "gradient": gradient}
-    return {**row, "gradient_limit": allowed, "within": error <= LIMITS[kind] and gradient <= allowed}
-
-
-def check_all() -> list[dict[str, Any]]:
-    """All checks, of kernels and of a tick as a CUDA graph; what fails to run is not within limits, and says why."""
-    found = []
-    cases = itertools.product(launchers.KERNELS, LIMITS, (False, True))
-    for name, kind, ragged in [*cases, ("serving tick", "fp32", True)]:
-        if name == "diagonal_gru" and ragged:
-            continue
-        try:
-            row = check_tick() if name == "serving tick" else check(name, kind, ragged)
-        except Exception as error:  # One kernel that does not compile must not hide what the others do.
-            row = {"op": name, "kind": kind, "width": "ragged" if ragged else "uniform", "within": False}
-            row["message"] = f"{type(error).__name__}: {str(error)[:500]}"
-        found.append(row)
-        print(("ok      " if row["within"] else "FAILED  ") + json.dumps(row), flush=True)
-    return found
-
-
-def check_tick(device: str = "cuda", config: str | SlimDemucsConfig = "dynamic", ticks: int = 12) -> dict[str, Any]:
-    """Largest relative error of ticks of many streams replayed as a CUDA graph, against the same ticks without one.
-
-    Streams join at every other tick, with widths and budgets by turns, which change at every tick. Where there is no
-    CUDA, both run without a graph.
-    """
-    torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = SlimDemucs(config).eval().requires_grad_(False).to(device)
-    batches = [StreamBatch(model, ticks, backend="torch", graph=graph and device == "cuda") for graph in (True, False)]
-    error = 0.0
-    for tick in range(ticks):
-        samples, outputs = 0.05 * torch.randn(ticks, model.hop, device=device), []
-        for batch in batches:
-            if tick % 2 == 0:
-                batch.join()
-            for slot in batch.slots:
-                if (tick + slot) % 3:
-                    batch.set_uf(slot, model.config.ufs[(tick + slot) % len(model.config.ufs)])
-                else:
-                    batch.set_budget(slot, 0.5)
-            out, ready = batch.tick(samples)
-            outputs.append([out[slot, : ready[slot]] for slot in batch.slots if ready[slot]])
-        error = max([error, distance(*outputs)] if outputs[1] else [error])
-    row = {"op": "serving tick", "kind": "fp32", "width": "ragged", "error": error}
-    return {**row, "within": error <= LIMITS["fp32"]}
+"""Implementations, batches, number formats and cases in the order of their turn: compiling takes longest, a network's
+longest of all."""
+STEPS = {"block_t": (32, 64, 128), "block_h": (16, 32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
+"""Launch parameters that are tuned, and their candidates."""
 
 
 def measure(call: Callable[[], Any], rounds: int = 20) -> dict[str, float]:
-    """Seconds of one call, by the GPU's clock: median and the 20th and 80th percentile."""
+    """Seconds of one call, by the GPU's clock: median and the 20th and 80th percentile.
+
+    Slow calls have fewer rounds, down to five, so that all take a second or so.
+    """
     for _ in range(3):
+        torch.cuda.synchronize()
+        start = time.monotonic()
         call()
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
+    rounds = max(min(rounds, int(1 / (time.monotonic() - start))), 5)
     marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for start, end in marks:
-        start.record()
+    for begin, end in marks:
+        begin.record()
         call()
         end.record()
     torch.cuda.synchronize()
-    seconds = sorted(start.elapsed_time(end) / 1e3 for start, end in marks)
+    seconds = sorted(begin.elapsed_time(end) / 1e3 for begin, end in marks)
     return {"median": statistics.median(seconds), "p20": seconds[rounds // 5], "p80": seconds[-1 - rounds // 5]}
 
 
-def points(seconds: float) -> Iterator[tuple[tuple[str, ...], Case, Setup]]:
-    """Implementations, case and setup of all times, the most telling first."""
-    for implementations, cases in PASSES:
-        for batch, kind, case, uf in itertools.product((64, 16, 1), ("bf16", "tf32", "fp32"), cases, UFS):
-            yield implementations, case, Setup(uf, batch, seconds, kind, "cuda")
+def points(seconds: float) -> Iterator[tuple[Case, Setup, str]]:
+    """Case, setup and implementation of all times, the most telling first."""
+    seen = set()
+    for implementations, batches, kinds, cases in PASSES:
+        for batch, kind, case, uf in itertools.product(batches, kinds, cases, UFS):
+            for implementation in implementations:
+                point = (case.label, batch, kind, uf, implementation)
+                if point not in seen:
+                    seen.add(point)
+                    yield case, Setup(uf, batch, seconds, kind, "cuda"), implementation
+
+
+def needed(case: Case, implementation: str) -> float:
+    """Seconds that must be left to begin: a compiler cannot be stopped half way."""
+    if implementation != "compiled":
+        return 5.0
+    return 90.0 if case in MODEL else 20.0
+
+
+def title(case: Case, setup: Setup, implementation: str) -> str:
+    """Name of an entry."""
+    return f"{case.label}, UF {setup.uf or 'mixture'}, batch {setup.batch}, {setup.kind}, {implementation}"
 
 
 @torch.inference_mode()
-def time_all(deadline: float, seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
-    """Times as pytest-benchmark writes them, and notes on what is missing."""
-    entries, failures, left = [], [], 0
-    for implementations, case, setup in points(seconds):
-        if time.monotonic() > deadline:
-            left += 1
-            continue
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = setup.kind == "tf32"
-        torch.manual_seed(0)
-        calls, work = case.build(setup)
-        for implementation in [name for name in implementations if name in calls]:
-            name = f"{case.label}, UF {setup.uf or 'mixture'}, batch {setup.batch}, {setup.kind}, {implementation}"
-            try:
-                stats = measure(calls[implementation])
-            except Exception as error:  # The report says which; the others are worth having.
-                failures.append(f"- {name} failed: {type(error).__name__}: {str(error)[:200]}")
-            else:
+def time_case(case: Case, setup: Setup, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Times of some implementations as pytest-benchmark writes them, and notes on what failed."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = setup.kind == "tf32"
+    torch.manual_seed(0)
+    entries, failures, calls = [], [], None
+    for implementation in wanted:
+        name = title(case, setup, implementation)
+        try:
+            if calls is None:
+                calls, work = case.build(setup)
+            if implementation in calls:
                 info = describe(case, setup, implementation, work)
-                entries.append({"name": name, "stats": stats, "extra_info": info})
-    notes = [f"{left} cases were not measured: the time was up."] if left else []
-    return entries, [*notes, *failures]
+                entries.append({"name": name, "stats": measure(calls[implementation]), "extra_info": info})
+        except Exception as error:  # Not enough memory, say. The report says which; the others are worth having.
+            failures.append(f"- {name} failed: {type(error).__name__}: {str(error)[:200]}")
+    return entries, failures
 
 
-def tune(deadline: float, seconds: float) -> dict[str, dict[str, Any]]:
-    """Launch parameters that are faster than those chosen by default, as a table of `slimse.ops.tuning`.
+def time_all(entries: list[dict[str, Any]], deadline: float, seconds: float, save: Callable[[], None]) -> list[str]:
+    """Add to ``entries`` all times that are missing; give notes on what failed, and on what is missing still.
+
+    ``save`` is called every few seconds.
+    """
+    known, failures, left, saved = {entry["name"] for entry in entries}, [], 0, time.monotonic()
+    for (case, setup), group in itertools.groupby(points(seconds), lambda point: point[:2]):
+        wanted = [one for _, _, one in group if title(case, setup, one) not in known]
+        in_time = [one for one in wanted if time.monotonic() + needed(case, one) <= deadline]
+        left += len(in_time) < len(wanted)
+        if in_time:
+            more, failed = time_case(case, setup, in_time)
+            entries += more
+            failures += failed
+        if time.monotonic() > saved + 10:
+            save()
+            saved = time.monotonic()
+    notes = [f"{left} cases were not measured: the time was up. The same command again goes on."] if left else []
+    return [*notes, *failures]
+
+
+def tune(table: dict[str, Any], deadline: float, seconds: float, save: Callable[[], None]) -> list[str]:
+    """Add to ``table``, one of `slimse.ops.tuning`, the fastest launch parameters of what it lacks; say what failed.
 
     One parameter after the other, for the sum of the times at UF 1 and 0.25, batch 64.
     """
-    found: dict[str, dict[str, Any]] = {}
+    failures = []
     for case, kind in itertools.product(BLOCKS, ("bf16", "tf32")):
         module = importlib.import_module(f"slimse.kernels.{case.op}")
         select, override, seen = module.select_config, {}, {}
@@ -231,47 +148,115 @@ def tune(deadline: float, seconds: float) -> dict[str, dict[str, Any]]:
             seen.update(key=tuning.key(case.op, *shape[1:], dtype, precision), default=default)  # noqa: B023
             return dataclasses.replace(default, **override)  # noqa: B023
 
+        if time.monotonic() > deadline:
+            break
         setups = [Setup(uf, 64, seconds, kind, "cuda") for uf in (1.0, 0.25)]
         calls = [case.build(setup)[0]["slimse"] for setup in setups]
         module.select_config = choose
         try:
-            override = _descend(calls, override, seen, deadline)
+            expected = [call() for call in calls]
+            # With an entry in the table nothing is chosen; one without parameters says that none are better.
+            known = not seen or seen["key"] in table
+            if not known and _descend(calls, expected, override, seen["default"], LIMITS[kind], deadline):
+                best = dataclasses.replace(seen["default"], **override)
+                table[seen["key"]] = dataclasses.asdict(best) if override else {}
+                save()
+        except Exception as error:  # The other blocks are worth tuning.
+            failures.append(f"- tuning {case.label} in {kind} failed: {type(error).__name__}: {str(error)[:200]}")
         finally:
             module.select_config = select
-        if override:
-            found[seen["key"]] = dataclasses.asdict(dataclasses.replace(seen["default"], **override))
-        if time.monotonic() > deadline:
-            break
-    return found
+    return failures
 
 
 def _descend(
-    calls: list[Callable[[], Any]], override: dict[str, int], seen: dict[str, Any], deadline: float
-) -> dict[str, int]:
-    """Change ``override``, which the calls read, to what makes them fastest; return it."""
-    errors = importlib.import_module("triton.runtime.errors")
+    calls: list[Callable[[], Any]],
+    expected: list[torch.Tensor],
+    override: dict[str, int],
+    default: Any,
+    limit: float,
+    deadline: float,
+) -> bool:
+    """Change ``override``, which the calls read, to what makes them fastest; whether there was time for all of it."""
 
     def total() -> float:
+        if distance([call() for call in calls], [out.double() for out in expected]) > limit:
+            raise ValueError("another result")
         return sum(measure(call, 10)["median"] for call in calls)
 
     best = total()
-    steps = {"block_t": (32, 64, 128), "block_h": (16, 32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
-    for name, values in steps.items() if seen["default"].fused else ():
+    for name, values in STEPS.items() if default.fused else ():
         kept = dict(override)
         for value in values:
             if time.monotonic() > deadline:
-                break
+                return False
             override[name] = value
             try:
                 now = total()
-            except (errors.OutOfResources, errors.PTXASError):
-                # A tile that does not fit this GPU is no candidate.
+            except Exception:
+                # A tile that does not compile, does not fit this GPU or gives another result is no candidate.
                 continue
             if now < best:
                 best, kept = now, dict(override)
         override.clear()
         override.update(kept)
-    return override
+    return True
+
+
+def machine() -> dict[str, str]:
+    """What results depend on: device, versions, and a digest of the code and its tables of launch parameters."""
+    root = Path(__file__).resolve().parents[1]
+    files = sorted(file for folder in ("kernels", "slimse", "bench") for file in (root / folder).rglob("*.py"))
+    files += sorted(tuning.FOLDER.glob("*.json"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    triton = importlib.import_module("triton").__version__
+    return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton, "code": code}
+
+
+def load(path: Path, **same: Any) -> dict[str, Any]:
+    """What was written by `save`, or nothing if ``same`` has changed since."""
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return found if all(found.get(key) == value for key, value in same.items()) else {}
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, all of it or nothing."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
+
+
+def run(out: Path, start: float, end: float, seconds: float, tuned: bool) -> int:
+    """Check, tune, time and report; the exit status."""
+    here, notes, table = machine(), [], {}
+    checks = [row for row in load(out / "checks.json", machine=here).get("checks", []) if row["within"]]
+    done = [(row["op"], row["kind"]) for row in checks]
+    wanted = [check for check in CHECKS if done.count(check) < (1 if check == TICK or "diagonal" in check[0] else 2)]
+    checks = [row for row in checks if (row["op"], row["kind"]) not in wanted]
+    checks += check_all(wanted, start + 0.5 * (end - start))
+    save(out / "checks.json", {"machine": here, "checks": checks})
+    if tuned:
+        path = out / tuning.table_name(torch.device("cuda"))
+        table = load(path, machine=here) or {"machine": here}
+        save(path, table)
+        tuning.use(out)
+        notes = tune(table, start + 0.6 * (end - start), seconds, lambda: save(path, table))
+        tuning.use(out)
+    kept = load(out / "times.json", machine=here, table=table, seconds=seconds)
+    entries = kept.get("benchmarks", [])
+
+    def save_times() -> None:
+        content = {"benchmarks": entries, "machine": here, "table": table, "seconds": seconds}
+        save(out / "times.json", content)
+
+    try:
+        notes += time_all(entries, end, seconds, save_times)
+    finally:
+        save_times()
+    bad = [row for row in checks if not row["within"]]
+    versions = f"torch {here['torch']}, triton {here['triton']}"
+    summary = f"{versions}. {len(checks) - len(bad)} of {len(checks)} checks against float64 are within their limits."
+    print(report.write(entries, out, [summary, *(f"- FAILED: {json.dumps(row)}" for row in bad), *notes]))
+    return 1 if bad else 0
 
 
 def main() -> int:
@@ -289,20 +274,8 @@ def main() -> int:
         print("Triton is not installed; nothing was measured", file=sys.stderr)
         return 2
     start = time.monotonic()
-    end = start + 60 * arguments.minutes - 15
     arguments.out.mkdir(parents=True, exist_ok=True)
-    checks = check_all()
-    (arguments.out / "checks.json").write_text(json.dumps(checks, indent=1))
-    if arguments.tune:
-        table = arguments.out / tuning.table_name(torch.device("cuda"))
-        table.write_text(json.dumps(tune(start + 0.5 * (end - start), arguments.seconds), indent=1) + "\n")
-    entries, notes = time_all(end, arguments.seconds)
-    versions = f"torch {torch.__version__}, triton {importlib.import_module('triton').__version__}"
-    (arguments.out / "times.json").write_text(json.dumps({"benchmarks": entries, "versions": versions}, indent=1))
-    bad = [row for row in checks if not row["within"]]
-    summary = f"{versions}. {len(checks) - len(bad)} of {len(checks)} checks against float64 are within their limits."
-    print(report.write(entries, arguments.out, [summary, *(f"- FAILED: {json.dumps(row)}" for row in bad), *notes]))
-    return 1 if bad else 0
+    return run(arguments.out, start, start + 60 * arguments.minutes - 15, arguments.seconds, arguments.tune)
 
 
 if __name__ == "__main__":

@@ -206,10 +206,12 @@ def _plot(times: Times, folder: Path) -> None:
     figures = [plt.subplots(1, len(points), figsize=(6 * len(points), 5), squeeze=False) for _ in range(2)]
     for column, point in enumerate(points):
         scatter, bars = figures[0][1][0, column], figures[1][1][0, column]
-        for label in times.labels(point):
+        for place, label in enumerate(times.labels(point)):
             rows = [row for uf in MIXTURE if "measured" in (row := times.row(point, label, uf))]
             if rows:
-                (line,) = scatter.plot([r["saving"] for r in rows], [r["measured"] for r in rows], "o-", label=label)
+                # There are ten colours.
+                style = f"{'os^'[place // 10 % 3]}-"
+                (line,) = scatter.plot([r["saving"] for r in rows], [r["measured"] for r in rows], style, label=label)
                 if all("attainable" in row for row in rows):
                     x, y = zip(*((row["saving"], row["attainable"]) for row in rows), strict=True)
                     scatter.plot(x, y, "--", color=line.get_color())
@@ -218,8 +220,16 @@ def _plot(times: Times, folder: Path) -> None:
             heights = [1e3 * times.row(point, label, uf).get("seconds", 0.0) for label in blocks]
             bars.bar([index + 0.16 * place for index in range(len(blocks))], heights, 0.16, label=str(uf))
         bars.set_xticks(range(len(blocks)), blocks, rotation=45, ha="right")
-        scatter.set(title=", ".join(map(str, point)), xlabel="MAC saving", ylabel="speed-up (dashed: attainable)")
-        bars.set(title=", ".join(map(str, point)), ylabel="ms")
+        savings = [row["saving"] for uf in MIXTURE for n in times.labels(point) if (row := times.row(point, n, uf))]
+        ends = [1, max(savings, default=1)]
+        scatter.plot(ends, ends, "k:", linewidth=1, label="all that is saved")
+        scatter.set_xscale("log", base=2)
+        scatter.set_yscale("log", base=2)
+        for axis in (scatter.xaxis, scatter.yaxis):
+            axis.set_major_formatter("{x:g}")
+        title = f"{point[0]}, batch {point[1]}, {point[2]}"
+        scatter.set(title=title, xlabel="MAC saving", ylabel="speed-up (dashed: attainable)")
+        bars.set(title=title, ylabel="ms")
         scatter.legend(fontsize=7)
         bars.legend(title="UF")
     for (figure, _), name in zip(figures, ("speedup", "blocks"), strict=True):

@@ -29,7 +29,9 @@ class Ceilings:
 
 H200 = Ceilings(4.3e12, {"fp32": 60e12, "tf32": 315e12, "bf16": 630e12})
 """Of matrix units 80 % of the peak, which products of such shapes come to at best."""
-CEILINGS = {"H200": H200}
+H100 = Ceilings(3.0e12, H200.flops)
+"""With HBM3: the same chip, less of a memory; of both memories 90 % of the peak."""
+CEILINGS = {"H200": H200, "H100 80GB HBM3": H100}
 """By a part of the device's name."""
 
 

@@ -211,6 +211,18 @@ def test_new_weights_are_seen_by_new_streamers(relative_error):
     assert relative_error(new, old) > 0.1
 
 
+def test_a_model_made_in_inference_mode(relative_error):
+    noisy = torch.randn(1, 1, 700)
+    with torch.inference_mode():
+        model = random_model(CONFIGS["one level"])
+        for _ in range(2):
+            actual, model.backend = model(noisy, 0.5), "torch"
+            assert relative_error(actual, model(noisy, 0.5)) < 1e-5
+            model.backend = "auto"
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+
+
 def test_a_backend_that_cannot_run_is_refused():
     double = SlimDemucs("small").double()
     assert Streamer(double).backend == "torch"

@@ -26,7 +26,8 @@ _idle: WeakKeyDictionary[Weights, list[Buffers]] = WeakKeyDictionary()
 
 def pack(model: SlimDemucs, *, half: bool = False) -> Weights:
     """The packed weights of a model; packed again only if they have changed."""
-    stamp = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+    # Nobody counts the changes of tensors made in inference mode: those are packed every time.
+    stamp = [(p.data_ptr(), object() if p.is_inference() else p._version) for p in model.parameters()]
     known = _packed.setdefault(model, {})
     if half not in known or known[half][0] != stamp:
         known[half] = stamp, Weights(model, half=half)

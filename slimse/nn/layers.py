@@ -177,8 +177,8 @@ class SlimLinear(_SlimLayer, nn.Linear):
         **kwargs: as of `torch.nn.Linear`.
 
     Shape:
-        ``[..., C_in]`` to ``[..., C_out]``; see `SlimConv1d`. A UF that is a tensor is ``[B]`` or ``[B, T]``, for an
-        input ``[B, T, C_in]``.
+        ``[..., C_in]`` to ``[..., C_out]``; see `SlimConv1d`. A UF that is a tensor is ``[B]`` for an input
+        ``[B, C_in]``, and ``[B]`` or ``[B, T]`` for ``[B, T, C_in]``.
 
     Raises:
         ValueError: for an unknown ``cut``, backend or precision.
@@ -192,7 +192,11 @@ class SlimLinear(_SlimLayer, nn.Linear):
 
     def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
         """Run at ``uf``: a number in (0, 1], ``[B]`` or ``[B, T]``."""
-        x = input if input.ndim == 3 else input.reshape(1, -1, input.shape[-1])
+        if isinstance(uf, Tensor) and input.ndim not in (2, 3):
+            shape = tuple(input.shape)
+            raise ValueError(f"uf is a tensor, the input has shape {shape}: expected [B, C_in] or [B, T, C_in]")
+        items = input.unsqueeze(1) if isinstance(uf, Tensor) else input.reshape(1, -1, input.shape[-1])
+        x = input if input.ndim == 3 else items
         width_in = self._cut("input", uf, self.in_features, x.shape[1])
         self._check_channels(x.shape[2], width_in, self.in_features)
         widths = width_in, self._cut("output", uf, self.out_features, x.shape[1])

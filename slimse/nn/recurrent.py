@@ -79,6 +79,8 @@ class _SlimRNN(PackedModule):
 
     plain: type[nn.LSTM] | type[nn.GRU]
     gates: int
+    state_parts: int
+    proj_size = 0
 
     def __init__(self, *args: Any, backend: str = "auto", precision: str = "ieee", **kwargs: Any) -> None:
         super().__init__()
@@ -113,17 +115,20 @@ class _SlimRNN(PackedModule):
             As in `torch.nn`. A unit outside the width keeps its state and puts out zero.
 
         Raises:
-            ValueError: for a packed sequence, or a ``uf`` that does not fit.
+            ValueError: for a packed sequence, or an input, state or ``uf`` that does not fit.
         """
         if isinstance(input, nn.utils.rnn.PackedSequence):
             raise ValueError("input is a PackedSequence: expected a padded tensor")
+        if input.ndim not in (2, 3) or input.shape[-1] != self.input_size:
+            raise ValueError(f"input has shape {tuple(input.shape)}: expected 2 or 3 axes, the last {self.input_size}")
         parts = hx if isinstance(hx, tuple) else () if hx is None else (hx,)
+        self._check_state(parts, input)
         single = input.ndim == 2
         if single:
             input, parts = input.unsqueeze(0 if self.batch_first else 1), tuple(part.unsqueeze(1) for part in parts)
         x = input if self.batch_first else input.transpose(0, 1)
         zeros = x.new_zeros(self.num_layers * self.directions, x.shape[0], self.hidden_size)
-        parts = parts or (zeros,) * (2 if self.gates == 4 else 1)
+        parts = parts or (zeros,) * self.state_parts
         states = list(zip(*(part.unbind(0) for part in parts), strict=True))
         x, new = self.run(x, active_channels(uf, self.hidden_size, x.shape[1]), states)
         after = tuple(torch.stack(part) for part in zip(*new, strict=True))
@@ -131,6 +136,17 @@ class _SlimRNN(PackedModule):
         if single:
             x, after = x.squeeze(0 if self.batch_first else 1), tuple(part.squeeze(1) for part in after)
         return x, after if len(after) == 2 else after[0]
+
+    def _check_state(self, parts: tuple[Tensor, ...], input: Tensor) -> None:
+        """Check a state, of which there are as many parts as `torch.nn` has, or none."""
+        batch = [input.shape[0 if self.batch_first else 1]] if input.ndim == 3 else []
+        expected = (self.num_layers * self.directions, *batch, self.hidden_size)
+        found = [tuple(part.shape) for part in parts]
+        if found and found != [expected] * self.state_parts:
+            raise ValueError(f"hx has shapes {found}: expected {self.state_parts} of {expected}")
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: networks call it for cuDNN, and the weights lie as the kernels want them."""
 
     def run(self, x: Tensor, width: Width, states: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, list[Any]]:
         """Run ``[B, T, inputs]`` with ``width`` active units per step from one state per layer and direction."""
@@ -202,7 +218,7 @@ class SlimLSTM(_SlimRNN):
         ValueError: for a ``proj_size``, or an unknown backend or precision.
     """
 
-    plain, gates = nn.LSTM, 4
+    plain, gates, state_parts = nn.LSTM, 4, 2
 
     def direction(self, x: Tensor, suffix: str, width: Width, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
         """Run one direction of one layer, whose parameters end in ``suffix``."""
@@ -227,7 +243,7 @@ class SlimGRU(_SlimRNN):
         ValueError: for an unknown backend or precision.
     """
 
-    plain, gates = nn.GRU, 3
+    plain, gates, state_parts = nn.GRU, 3, 1
 
     def direction(self, x: Tensor, suffix: str, width: Width, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
         """Run one direction of one layer, whose parameters end in ``suffix``."""

@@ -27,6 +27,13 @@ def key(name: str, columns: int, channels: int, dtype: torch.dtype, precision: s
     return f"{name} {columns}x{channels} {str(dtype).removeprefix('torch.')} {precision}"
 
 
+def use(folder: Path) -> None:
+    """Read the tables of another folder from now on, and as they are now."""
+    global FOLDER
+    FOLDER = folder
+    _table.cache_clear()
+
+
 @functools.cache
 def _table(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.is_file() else {}
@@ -39,4 +46,5 @@ def lookup(name: str, values: dict[str, Any], precision: str) -> dict[str, Any] 
     x, weight = values["x"], values["conv_weight"]
     columns = weight.shape[1] if name == "encoder_block" else values["stride"] * values["channels"]
     entry = key(name, columns, weight.shape[0], x.dtype, precision)
-    return _table(FOLDER / table_name(x.device)).get(entry)
+    # An entry without fields says that the default is best.
+    return _table(FOLDER / table_name(x.device)).get(entry) or None

@@ -18,15 +18,15 @@ def device() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter keeps bfloat16 as the integers of its bits, and multiplies those: widen them first."""
+def _bfloat16_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bfloat16 as the integers of its bits: widen them for products, and round, not cut, sums."""
     if torch.cuda.is_available():
         return
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    original = InterpreterBuilder.create_dot
+    original, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
     def widen(handle: TensorHandle) -> TensorHandle:
         if handle.dtype.scalar != tl.bfloat16:
@@ -36,7 +36,14 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
     def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: object) -> TensorHandle:
         return original(self, widen(a), widen(b), *rest)
 
+    def cast_impl(self: InterpreterBuilder, src: TensorHandle, dst_type: tl.dtype) -> TensorHandle:
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, src, dst_type)
+        rounded = torch.from_numpy(np.ascontiguousarray(src.data)).bfloat16().view(torch.int16)
+        return TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
+
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
 
 
 @pytest.fixture

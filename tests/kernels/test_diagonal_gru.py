@@ -73,6 +73,17 @@ def test_pieces_give_what_the_whole_gives(device, dtype):
     assert torch.equal(state, last)
 
 
+def test_slices_of_larger_buffers(distance, device):
+    (gates_x, weight, bias, state), grad, grad_last = make(4, 8, 5, device)
+    for batch, time in ((slice(1, 3), slice(2, 7)), (slice(None, None, 2), slice(None, None, 3))):
+        args = [gates_x.mT.contiguous().mT[batch, time], weight, bias, state.T.contiguous().T[batch]]
+        pull = grad.mT.contiguous().mT[batch, time], grad_last.T.contiguous().T[batch]
+        outputs, grads = twin(args, *pull)
+        ours = diagonal_gru_forward(*args)
+        mine = diagonal_gru_backward(*pull, ours[0].mT.contiguous().mT, *args)
+        assert all(distance(a, b) <= 1e-5 for a, b in zip((*ours, *mine), (*outputs, *grads), strict=True))
+
+
 def test_large_gates_do_not_overflow(device):
     (gates_x, weight, bias, state), _, _ = make(1, 3, 4, device)
     out, _ = diagonal_gru_forward(gates_x * 1000, weight, bias, state)

@@ -130,10 +130,11 @@ def test_slices_of_larger_buffers(distance, device):
     check(distance, narrow, weights, 7, 4, grad.mT.contiguous().mT)
 
 
+@pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_as_close_as_torch(distance, device, dtype):
-    x, weights, grad = make(2, 75, 4, 20, device, dtype=dtype)
-    width = torch.randint(0, 21, grad.shape[:2], device=device)
+def test_half_precision_is_as_close_as_torch(distance, device, dtype, ragged):
+    x, weights, grad = make(2, 47, 4, 20, device, dtype=dtype)
+    width = torch.randint(0, 21, grad.shape[:2], device=device) if ragged else 13
     exact, exact_grads = twin(x, weights, width, 4, grad)
     torchs, torchs_grads = twin(x, weights, width, 4, grad, dtype)
     for config in (FUSED, SPLIT):

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 import cases
+import checks
 import gpu
 from slimse.kernels.launching import BlockConfig
 
@@ -20,9 +21,29 @@ from slimse.ops import launchers, tuning
 @pytest.mark.parametrize(("kind", "ragged"), [("fp32", False), ("fp32", True), ("bf16", True)])
 @pytest.mark.parametrize("name", launchers.KERNELS)
 def test_every_kernel_is_within_its_limits(name, kind, ragged, device):
-    row = gpu.check(name, kind, ragged and name != "diagonal_gru", device)
+    row = checks.check(name, kind, ragged and name != "diagonal_gru", device)
     assert row["within"], row
-    assert 0 < row["error"] < gpu.LIMITS[kind]
+    assert 0 < row["error"] < checks.LIMITS[kind]
+
+
+@pytest.mark.parametrize(("kind", "ragged"), [("fp32", True), ("bf16", False)])
+def test_a_whole_network_is_within_its_limits(kind, ragged, device):
+    row = checks.check_model(kind, ragged, device, "small", 0.02)
+    assert row["within"], row
+    assert row["error"] > 0
+    assert (row["gradient"] > 0) == ragged
+
+
+def test_a_kernel_that_forgets_a_value_is_found(monkeypatch, device):
+    """Even where the first of all gradients is right."""
+    backward = launchers.backward
+
+    def forgetful(*args):
+        x, weight, bias, skip = backward(*args)
+        return [x, weight, bias * float("nan"), skip]
+
+    monkeypatch.setattr(launchers, "backward", forgetful)
+    assert [row["within"] for row in checks.checks_of("slim_linear_glu", "fp32", device)] == [False, False]
 
 
 def test_what_tuning_finds_is_what_runs(tmp_path, monkeypatch, device):
@@ -42,17 +63,30 @@ def test_what_tuning_finds_is_what_runs(tmp_path, monkeypatch, device):
         return {"median": float(launched[-1].block_t + launched[-1].num_warps)}
 
     monkeypatch.setattr(gpu, "measure", measure)
-    table = gpu.tune(time.monotonic() + 600, 0.005)
+    monkeypatch.setattr(gpu, "STEPS", {"block_t": (64, 32), "num_warps": (4, 8)})
+    table, saved = {}, []
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path)
+    assert gpu.tune(table, time.monotonic() + 600, 0.005, lambda: saved.append(len(table))) == []
+    assert saved == [1, 2]
+    # What is in the table is not looked for again.
+    assert gpu.tune(table, time.monotonic() + 600, 0.005, lambda: saved.append(len(table))) == []
+    assert saved == [1, 2]
     assert {entry.split()[0] for entry in table} == {*tuning.TUNED_OPS}
     assert {(entry["block_t"], entry["num_warps"]) for entry in table.values()} == {(32, 4)}
 
-    monkeypatch.setattr(tuning, "FOLDER", tmp_path)
     calls = [case.build(gpu.Setup(1.0))[0]["slimse"] for case in gpu.BLOCKS]
     before = [call() for call in calls]
-    (tmp_path / tuning.table_name(before[0].device)).write_text(json.dumps(table))
-    tuning._table.cache_clear()
+    path = tmp_path / tuning.table_name(before[0].device)
+    path.write_text(json.dumps({"machine": {}, **table}))
+    tuning.use(tmp_path)
     for call, expected in zip(calls, before, strict=True):
         out = call()
         assert (launched[-1].block_t, launched[-1].num_warps) == (32, 4)
         assert (out - expected).norm() <= 1e-5 * expected.norm()
-    tuning._table.cache_clear()
+    # Nothing is chosen for them now, so nothing is found.
+    assert gpu.tune({}, time.monotonic() + 600, 0.005, lambda: saved.append(0)) == []
+    path.write_text(json.dumps({key: {} for key in table}))
+    tuning.use(tmp_path)
+    calls[0]()
+    assert (launched[-1].block_t, launched[-1].num_warps) != (32, 4)
+    assert saved == [1, 2]

@@ -47,9 +47,10 @@ def twin(args, width, grad, grad_last, dtype=torch.float64):
     """Outputs and gradients in ``dtype``."""
     leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in args]
     outputs = recurrence(*leaves, width)
-    grads = torch.autograd.grad(
-        outputs, leaves, (grad.to(dtype), grad_last.to(dtype)), allow_unused=True, materialize_grads=True
-    )
+    # Of no steps the output is a constant.
+    pairs = [(out, pull.to(dtype)) for out, pull in zip(outputs, (grad, grad_last), strict=True) if out.requires_grad]
+    found, given = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(found, leaves, given, allow_unused=True, materialize_grads=True)
     return [t.detach() for t in outputs], grads
 
 
@@ -86,6 +87,12 @@ def test_every_step_at_its_own_width(distance, device):
         check(distance, args, width, grad, grad_last, None)
 
 
+def test_every_width(distance, device):
+    args, grad, grad_last = make(1, 2, 1, 3, 5, device)
+    for width in range(6):
+        check(distance, args, width, grad, grad_last, None)
+
+
 @pytest.mark.parametrize("ragged", [False, True])
 def test_inactive_units_are_never_used(device, ragged):
     args, grad, grad_last = make(2, 3, 1, 3, 20, device)
@@ -99,15 +106,23 @@ def test_inactive_units_are_never_used(device, ragged):
         poisoned[2][..., k:] = float("nan")
         again, grads_again = run(poisoned, width, grad, grad_last, config)
         assert all(torch.equal(a, b) for a, b in zip((*again, *grads_again), (*outputs, *grads), strict=True))
+        # What sleeping units remember comes out again as it was, and nowhere else.
+        poisoned[5] = args[5].clone()
+        poisoned[5][..., k:] = float("nan")
+        (out, last), grads_again = run(poisoned, width, grad, grad_last, config)
+        assert last[..., k:].isnan().all()
+        found, expected = (out, last[..., :k], *grads_again), (outputs[0], outputs[1][..., :k], *grads)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("config", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("config", [RESIDENT, STREAMED, None], ids=["resident", "streamed", "ragged"])
 def test_half_precision_is_as_close_as_torch(distance, device, dtype, config):
     args, grad, grad_last = make(2, 4, 1, 8, 20, device, dtype)
-    exact, exact_grads = twin(args, 18, grad, grad_last)
-    torchs, torchs_grads = twin(args, 18, grad, grad_last, dtype)
-    ours, grads = run(args, 18, grad, grad_last, config)
+    width = 18 if config else torch.randint(0, 21, (2, 4), device=device)
+    exact, exact_grads = twin(args, width, grad, grad_last)
+    torchs, torchs_grads = twin(args, width, grad, grad_last, dtype)
+    ours, grads = run(args, width, grad, grad_last, config)
     for mine, theirs, true in zip((*ours, *grads), (*torchs, *torchs_grads), (*exact, *exact_grads), strict=True):
         assert mine.dtype == dtype
         assert distance(mine, true) <= 2 * distance(theirs, true) + torch.finfo(dtype).eps
@@ -127,12 +142,11 @@ def test_pieces_give_what_the_whole_gives(device, config):
 
 
 def test_slices_and_no_steps(distance, device):
-    (x, *weights, state), _, _ = make(3, 8, 2, 3, 5, device)
-    for part in (x[1:, 2:5], x[:, ::2], x.mT.contiguous().mT, x[:, :0]):
-        start = state[:, : part.shape[0]]
-        expected = recurrence(part.double(), *(t.double() for t in (*weights, start)), 4)
-        ours = slim_gru_forward(part, *weights, 4, start)
-        assert all(distance(a, b) <= 1e-5 for a, b in zip(ours, expected, strict=True))
+    (x, *weights, state), grad, grad_last = make(3, 8, 2, 3, 5, device)
+    for part in (x[1:, 2:5], x[:, ::3], x.mT[..., :2].contiguous().mT, x[:, :0]):
+        items, steps = part.shape[:2]
+        given = [part, *weights, state.mT.contiguous().mT[:, :items]]
+        check(distance, given, 4, grad.mT.contiguous().mT[:items, :steps], grad_last[:, :items], None)
 
 
 def test_wrong_arguments_name_what_was_expected(device):

@@ -64,6 +64,16 @@ def test_matches_the_twin(distance, device, batch, time, inputs, outputs, cut):
 
 
 @pytest.mark.parametrize("cut", CUTS)
+def test_every_width(distance, device, cut):
+    tensors = make(1, 3, 5, 5, cut, device)
+    for width in range(6):
+        expected, grad, grads = twin(tensors, width, cut)
+        out, mine = run(tensors, width, cut, grad)
+        assert distance(out, expected) <= 1e-5, width
+        assert all(distance(a, b) <= 1e-5 for a, b in zip(mine, grads, strict=True)), width
+
+
+@pytest.mark.parametrize("cut", CUTS)
 def test_inactive_channels_are_never_used(device, cut):
     tensors = make(2, 9, 20, 18, cut, device)
     for width in (7, torch.randint(0, 8, (2, 9), device=device)):
@@ -82,22 +92,24 @@ def test_inactive_channels_are_never_used(device, cut):
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_slices_and_narrow_inputs(distance, device, cut):
-    x, weight, bias, _ = make(3, 12, 8, 5, cut, device)
+    x, weight, bias, skip = make(3, 12, 8, 5, cut, device)
     parts = [x[1:, 2:9], x[:, ::2], x.mT.contiguous().mT, x[:1].expand(2, -1, -1), x[:, :0]]
     if cut == "input":
         parts.append(x[:, :, :6])
     for part in parts:
-        expected, grad, grads = twin([part, weight, bias, None], 4, cut)
-        out, mine = run([part, weight, bias, None], 4, cut, grad.mT.contiguous().mT)
+        added = skip.mT[:, : part.shape[2], : part.shape[1]].mT[: part.shape[0]]
+        expected, grad, grads = twin([part, weight, bias, added], 4, cut)
+        out, mine = run([part, weight, bias, added], 4, cut, grad.mT.contiguous().mT)
         assert distance(out, expected) <= 1e-5
         assert all(distance(a, b) <= 1e-5 for a, b in zip(mine, grads, strict=True))
 
 
 @pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_as_close_as_torch(distance, device, dtype, cut):
+def test_half_precision_is_as_close_as_torch(distance, device, dtype, ragged, cut):
     tensors = make(2, 15, 20, 18, cut, device, dtype)
-    width = torch.randint(0, 19, (2, 15), device=device)
+    width = torch.randint(0, 19, (2, 15), device=device) if ragged else 11
     exact, grad, exact_grads = twin(tensors, width, cut)
     torchs, _, torchs_grads = twin(tensors, width, cut, dtype)
     out, grads = run(tensors, width, cut, grad)

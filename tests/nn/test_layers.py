@@ -96,6 +96,11 @@ def test_a_width_per_position():
     assert not out[:, 2:, ::2].any()
 
 
+def test_a_row_of_a_linear_layer_is_an_item():
+    layer, x, uf = SlimLinear(6, 8, cut="both"), torch.randn(4, 6), torch.tensor(UFS)
+    torch.testing.assert_close(layer(x, uf=uf), layer(x.unsqueeze(1), uf=uf).squeeze(1))
+
+
 def test_output_size_of_a_transposed_convolution():
     ours, theirs = (kind(3, 4, 3, stride=2, padding=1) for kind in (SlimConvTranspose1d, nn.ConvTranspose1d))
     theirs.load_state_dict(ours.state_dict())
@@ -124,6 +129,14 @@ def test_output_size_of_a_transposed_convolution():
             "one width per call",
         ),
         (lambda: SlimGRU(4, 8)(nn.utils.rnn.pack_sequence([torch.randn(3, 4)])), "expected a padded tensor"),
+        (
+            lambda: SlimLSTM(4, 8)(torch.randn(5, 2, 3)),
+            r"input has shape \(5, 2, 3\): expected 2 or 3 axes, the last 4",
+        ),
+        (lambda: SlimGRU(4, 8)(torch.randn(4)), r"input has shape \(4,\)"),
+        (lambda: SlimLSTM(4, 8)(torch.randn(5, 2, 4), torch.zeros(1, 2, 8)), r"expected 2 of \(1, 2, 8\)"),
+        (lambda: SlimGRU(4, 8, 2)(torch.randn(5, 2, 4), torch.zeros(1, 2, 8)), r"expected 1 of \(2, 2, 8\)"),
+        (lambda: SlimLinear(4, 8)(torch.randn(4), uf=torch.ones(1)), r"input has shape \(4,\): expected \[B, C_in\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
@@ -156,6 +169,8 @@ def test_full_width_is_torchs_recurrent_layer(slim, plain, options):
     torch.manual_seed(1)
     ours = slim(5, 7, **options)
     assert [*ours.state_dict()] == [*theirs.state_dict()]
+    ours.flatten_parameters()
+    assert ours.proj_size == theirs.proj_size
     assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in ours.state_dict().items())
     layers = ours.num_layers * ours.directions
     x, state = sample(options, 4, 4, 5), states(slim, layers, 4, 7, options.get("dtype", torch.float32))
