@@ -1,5 +1,6 @@
 """Enhancing files, and `slimse enhance`."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from slimse import SlimDemucs
 from slimse.audio.enhance import BLOCK_SECONDS, enhance, enhance_file
 from slimse.checkpoint import save
-from slimse.cli import app
+from slimse.cli import app, loading
 
 RATES = [8_000, 16_000, 22_050, 44_100, 48_000]
 
@@ -220,3 +221,13 @@ def test_several_processes_do_the_same_as_one(tmp_path: Path, weights: str) -> N
     for index in range(3):
         x, y = (soundfile.read(tmp_path / folder / f"{index}.wav")[0] for folder in ("one", "two"))
         assert len(x) == 5000 + index and np.abs(x - y).max() <= 2**-15
+
+
+def test_a_long_wait_for_the_first_call_is_explained(monkeypatch, tmp_path, capsys):
+    save(SlimDemucs("small"), tmp_path / "small.safetensors")
+    told = threading.Event()
+    monkeypatch.setattr(loading, "_PATIENCE", 0.0)
+    monkeypatch.setattr(loading.typer, "echo", lambda *args, **options: (print(*args), told.set()))
+    monkeypatch.setattr(SlimDemucs, "forward", lambda *_: told.wait(10))
+    assert isinstance(loading.load_ready(str(tmp_path / "small.safetensors")), SlimDemucs)
+    assert "compiling" in capsys.readouterr().out

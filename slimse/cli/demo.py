@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import checkpoint
+from ..checkpoint import DEFAULT
 from ..demo import DemoRow, bundled_clip, check_plotting, run_demo
+from .loading import load_ready
 
 
 def _table(rows: list[DemoRow]) -> Table:
@@ -29,12 +30,12 @@ def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to write; made if it is missing.")
     ] = Path("slimse-demo"),
-    weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.")] = checkpoint.DEFAULT,
+    weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.")] = DEFAULT,
     force: Annotated[bool, typer.Option("--force", help="Replace files of an earlier demo.")] = False,
 ) -> None:
     """Write noisy and enhanced sound at each UF and by the router, and a picture of all, into a folder."""
     check_plotting()
-    model = checkpoint.load(weights)
+    model = load_ready(weights)
     rows = run_demo(bundled_clip() if file is None else file, output, model, force=force)
     console = Console()
     console.print(_table(rows))

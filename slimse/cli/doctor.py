@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from ..checkpoint import load
 from ..compiled import numba_missing
-from ..models import SlimDemucs
 from ..streaming import Streamer
 
 _FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512fp16", "amx-bf16", "neon", "sve")
@@ -87,7 +87,7 @@ def _triton() -> str:
 
 def _compile() -> str:
     """Run one frame on the compiled path; say how long the first call took and where its code came from."""
-    model = SlimDemucs("small").eval()
+    model = load()
     start = time.perf_counter()
     Streamer(model, backend="numba").feed(np.zeros(model.first_samples, np.float32))
     seconds = time.perf_counter() - start
