@@ -141,8 +141,8 @@ class Weights:
 def _fits_half(model: SlimDemucs) -> bool:
     """Whether float16 holds every weight of the layers exactly; biases are never kept in it."""
     layers = *model.encoder, *model.decoder, model.bottleneck
-    weights = (parameter for layer in layers for parameter in layer.parameters() if parameter.ndim > 1)
-    return all(torch.equal(weight.half().float(), weight) for weight in weights)
+    parameters = (named for layer in layers for named in layer.named_parameters())
+    return all("bias" in name or torch.equal(weight.half().float(), weight) for name, weight in parameters)
 
 
 class Places:
