@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -164,7 +165,8 @@ class Streamer:
             ``[m]`` or ``[streams, m]``, of the kind, dtype and device of ``chunk``; ``m`` may be 0.
 
         Raises:
-            ValueError: for another shape, integers, or a UF outside the set.
+            ValueError: for another shape, integers, a sample that is not finite, or a UF outside the set. The stream is
+                then as it was before.
         """
         start = self._clock() if self._controller is not None else 0.0
         wanted = self._own if uf is None and budget is None else self._wanted(uf, budget)
@@ -182,6 +184,8 @@ class Streamer:
         self._check(chunk)
         self._kind = (chunk.dtype, chunk.device) if isinstance(chunk, Tensor) else chunk.dtype
         samples = torch.as_tensor(chunk).reshape(self._rows, -1).to(self._pending)
+        if not bool(samples.isfinite().all()):
+            self._refuse(samples.cpu().numpy())
         pending = torch.cat([self._pending, samples], dim=1)
         model, state, outputs, ufs = self.model, self._state, [], []
         while frames := max((pending.shape[1] - model.early(state.samples)) // model.hop, 0):
@@ -214,6 +218,9 @@ class Streamer:
             self._check(chunk)
             array, self._kind = chunk.detach().to("cpu", _FLOAT32).numpy(), (chunk.dtype, chunk.device)
         x = np.ascontiguousarray(array, np.float32).reshape(self._rows, -1)
+        # One call where `isfinite` takes two. Finite samples may overflow here, which `_refuse` sees.
+        if not math.isfinite(np.vdot(x, x)):
+            self._refuse(x)
         frames = self._compiled.completed(x.shape[1])
         choice = self._indices(x, frames, wanted)
         self._ran = choice, frames
@@ -315,6 +322,12 @@ class Streamer:
         floating = chunk.is_floating_point() if isinstance(chunk, Tensor) else chunk.dtype.kind == "f"
         if not fits or not floating:
             raise ValueError(f"chunk has shape {tuple(chunk.shape)} and dtype {chunk.dtype}: expected floating {shape}")
+
+    def _refuse(self, x: NDArray[np.float32]) -> None:
+        """Raise for the first sample that is not finite: it would stay in the state for ever."""
+        for row, position in np.argwhere(~np.isfinite(x)):
+            place = f"sample {position}" + (f" of stream {row}" if self.streams is not None else "")
+            raise ValueError(f"chunk holds {x[row, position]} at {place}: expected finite samples; none was taken")
 
     def _like(self, out: Tensor | NDArray[np.float32], kind: _Kind) -> Any:
         """``out`` as a chunk of the caller's kind."""

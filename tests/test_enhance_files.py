@@ -223,11 +223,18 @@ def test_several_processes_do_the_same_as_one(tmp_path: Path, weights: str) -> N
         assert len(x) == 5000 + index and np.abs(x - y).max() <= 2**-15
 
 
-def test_a_long_wait_for_the_first_call_is_explained(monkeypatch, tmp_path, capsys):
-    save(SlimDemucs("small"), tmp_path / "small.safetensors")
+def test_a_long_wait_for_the_first_call_is_explained(monkeypatch, capsys):
+    model = SlimDemucs("small")
     told = threading.Event()
     monkeypatch.setattr(loading, "_PATIENCE", 0.0)
     monkeypatch.setattr(loading.typer, "echo", lambda *args, **options: (print(*args), told.set()))
     monkeypatch.setattr(SlimDemucs, "forward", lambda *_: told.wait(10))
-    assert isinstance(loading.load_ready(str(tmp_path / "small.safetensors")), SlimDemucs)
+    assert loading.make_ready(model) is model
     assert "compiling" in capsys.readouterr().out
+
+
+def test_options_are_checked_before_anything_is_compiled(monkeypatch, tmp_path):
+    write(tmp_path / "talk.wav", 1000, 16_000)
+    monkeypatch.setattr(loading.threading, "Timer", lambda *_: pytest.fail("the network ran"))
+    status, _, error = cli(tmp_path / "talk.wav", "--uf", 0.3)
+    assert status == 2 and "uf = 0.3" in error

@@ -64,6 +64,7 @@ def test_the_package_runs_as_a_module(monkeypatch, capsys):
 def test_a_mistake_is_one_line_and_status_2():
     for arguments, message in (
         (("profile", "nothing"), "no bundled weights 'nothing'"),
+        (("profile", "nothing"), "or a preset of ['dns48', "),
         (("train", "nothing", "--data", ".", "-o", "out"), "one of ['backbone', "),
     ):
         result = run(*arguments)

@@ -226,6 +226,25 @@ def test_empty_streams():
     assert streamer.flush().shape == (0,)
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_sample_that_is_not_finite_is_refused_and_nothing_is_lost(backend):
+    model = SlimDemucs("small").eval()
+    torch.manual_seed(0)
+    x, streamer = torch.randn(2, 500), Streamer(model, streams=2, backend=backend)
+    out = [streamer.feed(x[:, :300])]
+    bad = x.clone()
+    bad[1, 7] = float("inf")
+    with pytest.raises(ValueError, match="holds inf at sample 7 of stream 1"):
+        streamer.feed(bad)
+    with pytest.raises(ValueError, match="holds nan at sample 2: expected finite"):
+        Streamer(model, backend=backend).feed(np.array([0, 1, np.nan], np.float32))
+    # Finite, though its square is not.
+    assert Streamer(model, backend=backend).feed(np.full(9, 1e30, np.float32)).shape == (0,)
+    out += [streamer.feed(x[:, 300:]), streamer.flush()]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(out, dim=1), model(x.unsqueeze(1), 1.0)[:, 0], atol=1e-5, rtol=0)
+
+
 def test_bad_input_is_refused_and_nothing_is_lost():
     streamer = Streamer(SMALL)
     streamer.feed(torch.ones(10))

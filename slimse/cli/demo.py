@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..checkpoint import DEFAULT
+from ..checkpoint import DEFAULT, load
 from ..demo import DemoRow, bundled_clip, check_plotting, run_demo
-from .loading import load_ready
+from .loading import make_ready
 
 
 def _table(rows: list[DemoRow]) -> Table:
@@ -35,7 +35,7 @@ def demo(
 ) -> None:
     """Write noisy and enhanced sound at each UF and by the router, and a picture of all, into a folder."""
     check_plotting()
-    model = load_ready(weights)
+    model = make_ready(load(weights))
     rows = run_demo(bundled_clip() if file is None else file, output, model, force=force)
     console = Console()
     console.print(_table(rows))

@@ -24,7 +24,7 @@ from ..audio.files import Job, plan_jobs, read_info
 from ..checkpoint import DEFAULT, load
 from ..models import SlimDemucs
 from ..width import Auto
-from .loading import load_ready
+from .loading import make_ready
 
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 """What may be wrong with one file, its place on the disk, or its size on this machine, and leaves the others alone."""
@@ -120,8 +120,9 @@ def enhance(
     """
     share = dry_share(dry, None if attenuation_limit is None else _decibels(attenuation_limit))
     plan = plan_jobs(inputs, output)
-    model = load_ready(weights, _usable(device))
+    model = load(weights, device=_usable(device))
     settings = _Settings(weights, device, *_width(model, uf, budget, quality), share, force)
+    make_ready(model)
     report = _Report(plan)
     with ExitStack() as stack:
         if report.bar is not None:

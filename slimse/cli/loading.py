@@ -1,4 +1,4 @@
-"""Models for commands that run them at once."""
+"""What commands do before they run a model at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import torch
 import typer
 
-from ..checkpoint import load
 from ..models import SlimDemucs
 
 _PATIENCE = 3.0
@@ -15,14 +14,13 @@ _PATIENCE = 3.0
 _MESSAGE = "compiling the network for this machine, up to a minute; later calls load it from disk"
 
 
-def load_ready(weights: str, device: str | torch.device = "cpu") -> SlimDemucs:
-    """As `slimse.load`, and run one sample: what has to be compiled is, and if that takes long, the user is told."""
-    model = load(weights, device=device)
+def make_ready(model: SlimDemucs) -> SlimDemucs:
+    """Run one sample, so that what has to be compiled is; if that takes long, the user is told. Returns the model."""
     timer = threading.Timer(_PATIENCE, typer.echo, [_MESSAGE], {"err": True})
     timer.start()
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 1, 1, device=device), model.config.ufs[0])
+            model(next(model.parameters()).new_zeros(1, 1, 1), model.config.ufs[0])
     finally:
         timer.cancel()
     return model

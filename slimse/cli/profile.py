@@ -20,7 +20,10 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what each width of a model costs: MACs by block, weights, latency."""
-    result = measure(SlimDemucs(PRESETS[model]) if model in PRESETS else load(model))
+    try:
+        result = measure(SlimDemucs(PRESETS[model]) if model in PRESETS else load(model))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or a preset of {sorted(PRESETS)}") from error
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return

@@ -43,6 +43,8 @@ def train(
         from ..training.run import train as run
     except ModuleNotFoundError as error:
         raise ValueError(f"training needs {error.name}: pip install 'slimse[train]'") from error
+    from lightning.pytorch.utilities import rank_zero_only
+
     from ..checkpoint import load
 
     config = TrainConfig.read(recipe).override(
@@ -52,4 +54,4 @@ def train(
     weights = run(
         config, data, out, valid, initial, progress=sys.stderr.isatty(), devices=devices or "auto", nodes=nodes
     )
-    print(f"weights: {weights}")
+    rank_zero_only(print)(f"weights: {weights}")
