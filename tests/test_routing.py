@@ -14,10 +14,18 @@ from slimse.models.router import Router
 
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
+from slimse.profiling import profile
 from slimse.training.config import TrainConfig
 from slimse.training.module import SlimmableTraining
 from slimse.training.optimizer import MuonAdamW
-from slimse.training.routing import RoutingLoss, calibrate, difficulty, frame_benefit, straight_through_gates
+from slimse.training.routing import (
+    RoutingLoss,
+    calibrate,
+    difficulty,
+    frame_benefit,
+    own_use,
+    straight_through_gates,
+)
 from slimse.training.run import prepare
 
 MODEL_CONFIG = replace(PRESETS["small"], router=RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4))
@@ -130,8 +138,15 @@ def test_calibration_makes_the_mean_use_what_is_asked():
     model.router.output.weight.normal_(std=2.0)
     noisy = 0.05 * torch.randn(20, 1, 8000) * torch.logspace(-1.5, 0.5, 20)[:, None, None]
     calibrate(model, noisy)
+    costs, own = profile(model), own_use(model)
+    assert own > 0.01
     for budget in model.router.budgets[1:-1]:
-        assert float(model.route(noisy, float(budget)).mean()) == pytest.approx(float(budget), abs=0.06)
+        ufs = model.route(noisy, float(budget))
+        assert float(ufs.mean()) + own == pytest.approx(float(budget), abs=0.06)
+        # What a fixed UF of that number would cost, if there were one.
+        per_uf = costs.router_macs_per_sample / own
+        fixed = costs.widths[0].macs_per_sample + per_uf * (float(budget) - costs.widths[0].uf)
+        assert costs.macs_per_sample(ufs) == pytest.approx(fixed, abs=0.06 * per_uf)
     assert (model.router.asked.diff() >= 0).all()
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..models import SlimDemucs
 from ..models.router import Router, max_entropy_shares
+from ..profiling import profile
 
 
 def straight_through_gates(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
@@ -158,9 +159,19 @@ def frame_benefit(noisy: Tensor, clean: Tensor, wide: Tensor, narrow: Tensor, ho
     return F.avg_pool1d(per_frame.unsqueeze(1), 5, 1, 2, count_include_pad=False)[:, 0] / level
 
 
+def own_use(model: SlimDemucs) -> float:
+    """The cost of the router as so much more mean UF, since multiply-accumulates grow in proportion to that."""
+    costs = profile(model)
+    assert costs.router_macs_per_sample is not None
+    narrow, *_, wide = costs.widths
+    return costs.router_macs_per_sample * (wide.uf - narrow.uf) / (wide.macs_per_sample - narrow.macs_per_sample)
+
+
 @torch.no_grad()
 def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
     """Measure at which budgets the router really uses what, and let `Router.asked` make up for the difference.
+
+    The router's own cost is taken off, so that a budget spends what a fixed UF of the same number does.
 
     Args:
         model: with a router; its `Router.asked` is replaced.
@@ -179,7 +190,8 @@ def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
     choices = [router.logits(levels, budget.expand(len(noisy)), state.hidden)[0].argmax(2) for budget in grid]
     used = torch.stack([ufs[choice].mean() for choice in choices]).cummax(0).values
     # Where the use does not change over a stretch of budgets, any of them will do: take the first.
-    place = torch.searchsorted(used, router.budgets.clamp(used[0], used[-1])).clamp(1, len(grid) - 1)
+    wanted = (router.budgets - own_use(model)).clamp(used[0], used[-1])
+    place = torch.searchsorted(used, wanted).clamp(1, len(grid) - 1)
     low, high = used[place - 1], used[place]
-    share = ((router.budgets - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    share = ((wanted - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     router.asked.copy_(grid[place - 1].lerp(grid[place], share))
