@@ -23,6 +23,7 @@ pytest.importorskip("lightning", reason="training needs the extra slimse[train]"
 from slimse.training.config import TrainConfig
 from slimse.training.data import PairSegments, TrainingData, training_pairs
 from slimse.training.module import SlimmableTraining
+from slimse.training.optimizer import MuonAdamW
 from slimse.training.run import train
 
 ROUTER = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
@@ -45,7 +46,7 @@ PROCESSES = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_runs import CONFIG, small, step_module, whole_batch
+from test_runs import CONFIG, MuonAdamW, small, step_module, whole_batch
 from slimse.training.run import train
 
 torch.set_num_threads(1)
@@ -54,9 +55,9 @@ rank = dist.get_rank()
 module = step_module()
 wrapped = torch.nn.parallel.DistributedDataParallel(module)
 wrapped(*(x[rank::2] for x in whole_batch())).backward()
-if rank == 0:
-    gradients = {name: p.grad for name, p in module.model.named_parameters()}
-    torch.save((gradients, module.routing.state_dict()), sys.argv[1] + "/gradients.pt")
+gradients = {name: p.grad.clone() for name, p in module.model.named_parameters()}
+MuonAdamW(module.model.named_parameters(), 0.01).step()
+torch.save((gradients, module.routing.state_dict(), module.model.state_dict()), f"{sys.argv[1]}/{rank}.pt")
 train(CONFIG.override(steps=2), Path(sys.argv[2]), Path(sys.argv[1]) / "run", None, small(), False, devices=2)
 """
 
@@ -137,7 +138,7 @@ def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(voicebank,
     command += ["--master-addr", "127.0.0.1", "--master-port", port, str(script), str(tmp_path), str(voicebank)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     subprocess.run([*command, str(Path(__file__).parent)], check=True, timeout=300, env=environment)
-    gradients, routing = torch.load(tmp_path / "gradients.pt")
+    (gradients, routing, stepped), (_, _, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     module = step_module()
     module(*whole_batch()).backward()
     for name, parameter in module.model.named_parameters():
@@ -146,6 +147,15 @@ def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(voicebank,
         assert (gradients[name] - parameter.grad).norm() <= 1e-3 * parameter.grad.norm(), name
     for name, tensor in module.routing.state_dict().items():
         assert torch.allclose(routing[name], tensor, atol=1e-6), name
+    # The step that two processes share is the step of one.
+    before = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+    for name, parameter in module.model.named_parameters():
+        parameter.grad = gradients[name]
+    MuonAdamW(module.model.named_parameters(), 0.01).step()
+    for name, tensor in module.model.state_dict().items():
+        assert torch.equal(stepped[name], other[name]), name
+        # bfloat16 rounds sums of another order apart.
+        assert (stepped[name] - tensor).norm() <= 0.02 * (tensor - before[name]).norm(), name
     assert slimse.load(tmp_path / "run" / "model.safetensors").router is not None
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+_BF16 = torch.bfloat16
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -15,7 +19,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     Source: Muon (K. Jordan et al., 2024); the coefficients of its quintic iteration are chosen for speed, and leave
     singular values between about 0.7 and 1.2, which is as good as 1 for an update.
     """
-    x = matrix.to(torch.bfloat16)
+    x = matrix.to(_BF16)
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -23,6 +27,13 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x if wide else x.mT
+
+
+def _matrices(tensor: Tensor) -> Tensor:
+    """A parameter, or its gradient, as the matrices it holds: a view ``[..., m, n]``; see `MuonAdamW`."""
+    if tensor.ndim == 4:
+        return tensor.view(len(tensor), -1, tensor.shape[-1])
+    return tensor.movedim(tensor.shape.index(min(tensor.shape)), 0) if tensor.ndim == 3 else tensor
 
 
 def _is_vector(name: str) -> bool:
@@ -36,7 +47,8 @@ class MuonAdamW(torch.optim.Optimizer):
     Of four axes (a grouped GRU's) the first counts matrices, whose rows are those of all units and gates.
 
     Muon's updates are scaled to the size that AdamW's usually have (0.2 per element), so that one learning rate
-    serves both. `torch.optim.Muon` takes no third axis, and Lightning no second optimizer, hence this class.
+    serves both. `torch.optim.Muon` takes no third axis, and Lightning no second optimizer, hence this class. Processes
+    that train in step share Muon's work.
 
     Args:
         parameters: what to train, with names; those with ``bias`` or ``diagonal`` in the name go to AdamW.
@@ -77,29 +89,42 @@ class MuonAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    (self._muon if group["matrices"] else self._adamw)(parameter, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["matrices"]:
+                self._muon(parameters, group)
+                continue
+            for parameter in parameters:
+                self._adamw(parameter, group)
         return loss
 
-    def _muon(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update matrices. All processes have the same gradients; each orthogonalises some for the others."""
+        distributed = dist.is_available() and dist.is_initialized()
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        # By size, and there and back again, so that all have about as much to do.
+        owners = itertools.cycle([*range(processes), *reversed(range(processes))])
+        work = []
+        for parameter in sorted(parameters, key=torch.numel, reverse=True):
+            owner, update = next(owners), _matrices(self._momentum(parameter, group))
+            if owner == rank:
+                direction = orthogonalise(update).contiguous()
+            else:
+                direction = torch.empty_like(update, dtype=_BF16, memory_format=torch.contiguous_format)
+            work.append((_matrices(parameter), owner, direction))
+        for matrices, owner, direction in work:
+            if distributed:
+                dist.broadcast(direction, owner)
+            matrices.mul_(1 - group["lr"] * group["weight_decay"])
+            matrices.add_(direction, alpha=-group["lr"] * 0.2 * max(matrices.shape[-2:]) ** 0.5)
+
+    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """Nesterov's momentum."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(gradient)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(state["momentum"], group["momentum"])
-        if update.ndim == 4:
-            matrices = update.flatten(1, 2)
-            update, shape = orthogonalise(matrices).view_as(update), matrices.shape[1:]
-        elif update.ndim == 3:
-            count = update.shape.index(min(update.shape))
-            matrices = update.movedim(count, 0)
-            update, shape = orthogonalise(matrices).movedim(0, count), matrices.shape[1:]
-        else:
-            update, shape = orthogonalise(update), update.shape
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+        return gradient.lerp(state["momentum"], group["momentum"])
 
     def _adamw(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
