@@ -91,8 +91,11 @@ def _filter(x: Signal, response: NDArray[np.float32]) -> Signal:
 
 
 def _equalise(rng: Generator, x: Signal) -> Signal:
-    """A smooth random tone colour of up to 6 dB either way."""
-    return _filter(x, (10 ** (rng.uniform(-6, 6, 7) / 20)).astype(np.float32))
+    """A random tone colour of up to 8 dB either way: a knot per octave, of the eight below half the rate."""
+    gains = rng.uniform(-8, 8, 9)
+    bins = np.linspace(0, 1, 513)[1:]
+    octaves = np.interp(np.log2(bins), np.arange(-8, 1), gains)
+    return _filter(x, (10 ** (np.concatenate([octaves[:1], octaves]) / 20)).astype(np.float32))
 
 
 def _convolve(x: Signal, response: Signal) -> Signal:
