@@ -11,6 +11,10 @@ from ..models.router import Router, max_entropy_shares
 from ..profiling import profile
 
 
+_HEADROOM = 0.97
+"""Share of a budget that is used on the sound of the calibration: a budget says what may be spent."""
+
+
 def straight_through_gates(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """One-hot gates with the gradient of a Gumbel-softmax.
 
@@ -171,7 +175,8 @@ def own_use(model: SlimDemucs) -> float:
 def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
     """Measure at which budgets the router really uses what, and let `Router.asked` make up for the difference.
 
-    The router's own cost is taken off, so that a budget spends what a fixed UF of the same number does.
+    The router's own cost is taken off, so that a budget spends what a fixed UF of the same number does, and a little
+    is kept for sound that is harder than that of the calibration.
 
     Args:
         model: with a router; its `Router.asked` is replaced.
@@ -190,7 +195,7 @@ def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
     choices = [router.logits(levels, budget.expand(len(noisy)), state.hidden)[0].argmax(2) for budget in grid]
     used = torch.stack([ufs[choice].mean() for choice in choices]).cummax(0).values
     # Where the use does not change over a stretch of budgets, any of them will do: take the first.
-    wanted = (router.budgets - own_use(model)).clamp(used[0], used[-1])
+    wanted = (_HEADROOM * router.budgets - own_use(model)).clamp(used[0], used[-1])
     place = torch.searchsorted(used, wanted).clamp(1, len(grid) - 1)
     low, high = used[place - 1], used[place]
     share = ((wanted - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
