@@ -122,15 +122,13 @@ def largest_jump(signal):
 
 @torch.no_grad()
 def test_changing_the_width_at_every_frame_makes_no_click(model, shared):
-    """No sample-to-sample jump beyond 1.1 times that of the static widths, over real noisy speech of several voices."""
+    """In no recording a sample-to-sample jump beyond 1.1 times that of the static widths: four noisy voices."""
     ufs = torch.tensor(model.config.ufs)
-    static, switching = [], []
     for path in sorted((shared / "data" / "valid" / "mixed" / "noisy").iterdir())[::15]:
         noisy = torch.from_numpy(soundfile.read(path, dtype="float32", frames=32_000)[0])[None, None]
         frames = model.frames(noisy.shape[2])
-        static += [largest_jump(model(noisy, uf)) for uf in model.config.ufs]
-        for order in ([0, 3], [1, 2], [0, 1, 2, 3]):
-            pattern = ufs[torch.tensor(order)].repeat(-(-frames // len(order)))[:frames]
-            switching.append(largest_jump(model(noisy, pattern[None])))
-        switching.append(largest_jump(model(noisy, ufs[torch.randint(4, (1, frames))])))
-    assert max(switching) < 1.1 * max(static)
+        static = [largest_jump(model(noisy, uf)) for uf in model.config.ufs]
+        orders = [torch.tensor(order).repeat(frames)[:frames] for order in ([0, 3], [1, 2], [0, 1, 2, 3])]
+        orders.append(torch.randint(4, (frames,), generator=torch.Generator().manual_seed(0)))
+        switching = [largest_jump(model(noisy, ufs[order][None])) for order in orders]
+        assert max(switching) < 1.1 * max(static), path.name

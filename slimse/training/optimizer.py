@@ -105,7 +105,7 @@ class MuonAdamW(torch.optim.Optimizer):
         owners = itertools.cycle([*range(processes), *reversed(range(processes))])
         work = []
         for parameter in sorted(parameters, key=torch.numel, reverse=True):
-            owner, update = next(owners), _matrices(self._momentum(parameter, group))
+            owner, update = next(owners), _matrices(self._momentum(parameter, group).contiguous())
             if owner == rank:
                 direction = orthogonalise(update).contiguous()
             else:

@@ -10,7 +10,6 @@ from ..models import SlimDemucs
 from ..models.router import Router, max_entropy_shares
 from ..profiling import profile
 
-
 _HEADROOM = 0.97
 """Share of a budget that is used on the sound of the calibration: a budget says what may be spent."""
 
