@@ -10,7 +10,7 @@ from ..models import SlimDemucs
 from ..models.router import Router, max_entropy_shares
 from ..profiling import profile
 
-_HEADROOM = 0.97
+_HEADROOM = 0.94
 """Share of a budget that is used on the sound of the calibration: a budget says what may be spent."""
 
 
