@@ -109,7 +109,7 @@ def compiling(target: Target) -> Iterator[list[tuple[Any, Any]]]:
         return result
 
     driver.set_active(NoDriver(target.gpu))
-    capability = target.gpu.arch if target.nvidia else 80
+    capability = target.gpu.arch if target.nvidia else 0
     with (
         mock.patch.object(triton.JITFunction, "run", compile_only),
         mock.patch.object(launching, "capability", lambda device: capability),

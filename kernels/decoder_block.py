@@ -117,7 +117,9 @@ def select_config(
     block_t = min(max(triton.next_power_of_2(blocks), 16), block_t)
     block_k = min(max(triton.next_power_of_2(channels), 16), 16 if fma else 64 if half else 32)
     num_warps = 8 if fma or block_t * block_c > 4096 else 4
-    return BlockConfig(cols <= block_c, block_t, block_c, 16, block_k, num_warps, 2 if fma else 3)
+    # Few rows share one column tile of 256: a third stage would not leave it its registers.
+    num_stages = 2 if fma or block_t < 64 else 3
+    return BlockConfig(cols <= block_c, block_t, block_c, 16, block_k, num_warps, num_stages)
 
 
 def launch_grid(shape: tuple[int, int, int], config: BlockConfig) -> tuple[int, int]:

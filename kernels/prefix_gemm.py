@@ -203,13 +203,20 @@ def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee
     """A tile for ``rows`` x ``cols`` outputs that compiles without spills (seen in ahead-of-time builds)."""
     fits = 64 if dtype == torch.float32 and precision != "tf32" else 128
     rows, cols = (min(max(triton.next_power_of_2(n), 16), fits) for n in (rows, cols))
-    num_warps = 8 if rows * cols >= 2048 else 4
     if fits == 64:
-        return Tile(rows, cols, 16, num_warps, num_stages=2)
+        # Eight warps from sm_90 on: with fewer, some kernels spill.
+        cols = min(cols, 32) if capability >= 100 else cols
+        return Tile(rows, cols, 16, 8 if capability >= 90 or rows * cols >= 2048 else 4, num_stages=2)
+    # A third stage does not fit what older chips have: registers before sm_90, shared memory on AMD.
+    num_stages, large = (3, 1024) if capability >= 90 else (2, 2048)
+    num_warps = 8 if rows * cols >= large else 4
     if dtype == torch.float32:
-        return Tile(rows if capability >= 90 else min(rows, 64), min(cols, 64), 32, num_warps, num_stages=3)
+        # Tensor memory takes registers on its way out; before sm_90 the sums themselves lie in registers.
+        rows = rows if capability == 90 else min(rows, 64)
+        return Tile(rows, min(cols, 64), 32, num_warps, num_stages)
     # Few rows leave registers for a deeper step; at 32 the compiler would rather spill a little and fit more programs.
-    return Tile(rows, cols, 64 if rows == 16 or rows * cols == fits**2 else 32, num_warps, num_stages=3)
+    deep = rows == 16 or rows * cols >= (8192 if capability >= 100 else fits**2)
+    return Tile(rows, cols, 64 if deep else 32, num_warps, num_stages)
 
 
 def weight_grad(

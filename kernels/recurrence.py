@@ -139,7 +139,7 @@ def select_config(
     small = backward and capability >= 100
     fits = 32 if not half else 64 if small else 128
     if width.rows is None and tile <= fits:
-        return RecurrentConfig(True, tile, tile, 8 if tile == 128 else 4)
+        return RecurrentConfig(True, tile, tile, {16: 2, 128: 8}.get(tile, 4))
     if half:
         return RecurrentConfig(False, min(tile, 32 if small else 64), min(tile, 64), 4)
     if precision == "tf32" and capability >= 90:

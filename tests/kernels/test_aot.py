@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
+
+from slimse.kernels.prefix_gemm import select_tile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +69,17 @@ def test_half_precision_and_tf32_use_the_instructions_of_their_chip(rows):
         kinds = {row["instruction"] for row in rows if row["target"] == target and row["dtype"] != "fp32"} - {"none"}
         assert all(kind.startswith(names) for kind in kinds), kinds
         assert any(kind.startswith(names[0]) for kind in kinds), kinds
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")]
+)
+def test_tiles_of_input_skip_and_weight_fit_the_shared_memory_of_amd(dtype, precision):
+    for rows in (1, 16, 100, 10_000):
+        for cols in (1, 64, 256, 1024):
+            tile = select_tile(rows, cols, dtype, precision, capability=0)
+            step = (2 * tile.rows + tile.cols) * tile.depth * dtype.itemsize
+            assert (tile.num_stages - 1) * step <= 64 * 1024, tile
 
 
 @pytest.mark.exhaustive
