@@ -4,7 +4,7 @@
 
 prints what each compiled kernel needs (registers, shared memory), the occupancy that these allow at most and the kind
 of its matrix instructions, and exits with 1 if any on an NVIDIA target spills, does not fit, or multiplies half
-precision or TF32 without tensor cores. Without `--target` and `--dtype` all of them have their turn, which takes hours;
+precision or TF32 without tensor cores. Without `--target` and `--dtype` all of them have their turn, in about an hour;
 Triton keeps what it has compiled, so that a second call goes on where the first one was stopped. `--quick` compiles a
 part that stands for the whole, `--summary` prints a line for every target and dtype, `--json` one object a line.
 
