@@ -3,10 +3,10 @@
     python bench/resources.py --target sm_90
 
 prints what each compiled kernel needs (registers, shared memory), the occupancy that these allow at most and the kind
-of its matrix instructions, and exits with 1 if any on an NVIDIA target spills, does not fit, or multiplies half
-precision or TF32 without tensor cores. Without `--target` and `--dtype` all of them have their turn, in about an hour;
-Triton keeps what it has compiled, so that a second call goes on where the first one was stopped. `--quick` compiles a
-part that stands for the whole, `--summary` prints a line for every target and dtype, `--json` one object a line.
+of its matrix instructions, and exits with 1 if any spills, does not fit, or (NVIDIA) multiplies half precision or TF32
+without tensor cores. Without `--target` and `--dtype` all of them have their turn, in about an hour; Triton keeps what
+it has compiled, so that a second call goes on where the first one was stopped. `--quick` compiles a part that stands
+for the whole, `--summary` prints a line for every target and dtype, `--json` one object a line.
 
 The launchers themselves are called, on tensors without memory, and Triton compiles what they launch instead of
 launching it: arguments, constants and their specialisation are those of a real call. No time is measured here.
@@ -173,12 +173,12 @@ def _field(text: str, name: str) -> int:
 
 
 def complaints(resources: Resources, target: Target, dtype: str) -> list[str]:
-    """What is wrong with a kernel; spills and missing matrix instructions only count on NVIDIA."""
+    """What is wrong with a kernel; missing matrix instructions only count on NVIDIA."""
     found = []
     if resources.shared > target.shared_of_program:
         found.append(f"{resources.shared} bytes of shared memory: the chip has {target.shared_of_program}")
-    if target.nvidia and resources.spilled:
-        found.append(f"spills {resources.spilled} bytes")
+    if resources.spilled:
+        found.append(f"spills {resources.spilled} {'bytes' if target.nvidia else 'registers'}")
     if target.nvidia and dtype != "fp32" and resources.instruction == "fma":
         found.append("no tensor-core instruction")
     return found

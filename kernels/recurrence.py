@@ -135,8 +135,9 @@ def select_config(
     """
     half = dtype != torch.float32
     tile = max(triton.next_power_of_2(width.bound), 16)
-    # Tensor memory takes registers on its way in and out; the backward pass has more to hold, so gets smaller tiles.
-    small = backward and capability >= 100
+    # Tensor memory takes registers on its way in and out, and AMD has fewer for its wider warps; the backward pass has
+    # more to hold, so gets smaller tiles.
+    small = backward and not 80 <= capability < 100
     fits = 32 if not half else 64 if small else 128
     if width.rows is None and tile <= fits:
         return RecurrentConfig(True, tile, tile, {16: 2, 128: 8}.get(tile, 4))
