@@ -308,7 +308,7 @@ def check_steps(steps: Tensor | None, grid: tuple[int, int], config: BlockConfig
 
 
 def capability(device: torch.device) -> int:
-    """Compute capability of an NVIDIA GPU (90 for 9.0), and 0 for everything else, which gets the smallest tiles."""
+    """Compute capability of an NVIDIA GPU (90 for 9.0), and 0 for everything else, as older than any of them."""
     if device.type != "cuda" or torch.version.hip is not None:
         return 0
     major, minor = torch.cuda.get_device_capability(device)

@@ -200,11 +200,11 @@ def _weight_grad_kernel(
 
 
 def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee", capability: int = 80) -> Tile:
-    """A tile for ``rows`` x ``cols`` outputs that compiles without spills (seen in ahead-of-time builds)."""
+    """A tile for ``rows`` x ``cols`` outputs, chosen so that ahead-of-time builds do not spill (one does: README)."""
     fits = 64 if dtype == torch.float32 and precision != "tf32" else 128
     rows, cols = (min(max(triton.next_power_of_2(n), 16), fits) for n in (rows, cols))
     if fits == 64:
-        # Eight warps from sm_90 on: with fewer, some kernels spill.
+        # From sm_90 on the compiler would rather spill a little than give a thread more sums than these.
         cols = min(cols, 32) if capability >= 100 else cols
         return Tile(rows, cols, 16, 8 if capability >= 90 or rows * cols >= 2048 else 4, num_stages=2)
     # A third stage does not fit what older chips have: registers before sm_90, shared memory on AMD.

@@ -18,7 +18,8 @@ from slimse.kernels.prefix_gemm import select_tile
 ROOT = Path(__file__).resolve().parents[2]
 
 
-ONE_SPILLS = pytest.mark.xfail(strict=True, reason="one kernel spills 8 bytes: every tile tried made another one spill")
+# Every other tile that was tried made another kernel spill.
+KNOWN = {("sm_90", "fp32"): ["encoder 2 backward ragged, batch 64: window_gemm.window_kernel spills 8 bytes"]}
 LENGTHS = """
 import json
 from resources import DTYPES, TARGETS, Cases, compiling
@@ -89,20 +90,14 @@ def test_tiles_of_input_skip_and_weight_fit_the_shared_memory_of_amd(dtype, prec
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("target", "dtype"),
-    [
-        pytest.param(target, dtype, marks=ONE_SPILLS if (target, dtype) == ("sm_90", "fp32") else ())
-        for target in ("sm_80", "sm_90", "sm_100", "gfx942")
-        for dtype in ("fp32", "tf32", "bf16", "fp16")
-    ],
-)
+@pytest.mark.parametrize("dtype", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_shipped_configuration(target, dtype):
     done = run("resources.py", "--target", target, "--dtype", dtype, "--summary", "--json")
     assert done.returncode in (0, 1), done.stderr
     found = json.loads(done.stdout)
     assert found["kernels"] > 100
-    assert found["wrong"] == []
+    assert found["wrong"] == KNOWN.get((target, dtype), [])
 
 
 def test_another_length_or_batch_compiles_nothing_new(rows):
