@@ -13,7 +13,7 @@ from slimse import SlimDemucs
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
 from slimse.training.config import TrainConfig, recipe_names
-from slimse.training.losses import EnhancementLoss, LoudnessDistance
+from slimse.training.losses import EnhancementLoss, PesqDistance
 from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
 from slimse.training.module import SlimmableTraining, wandering
 from slimse.training.optimizer import MuonAdamW, orthogonalise
@@ -96,6 +96,19 @@ def test_mixed_steps_train_at_widths_that_change(data, monkeypatch):
     assert len(called[1].unique()) > 2
 
 
+def test_mixed_steps_follow_a_router_half_the_time(data, monkeypatch):
+    model = slimse.load()
+    module = SlimmableTraining(CONFIG.override(mixed=0.999), model)
+    budgets = []
+    route = model.route
+    monkeypatch.setattr(model, "route", lambda x, budget: budgets.append(budget) or route(x, budget))
+    noisy = torch.stack([mixer(data)[i][0] for i in range(2)])
+    drawn = [module._changing(np.random.default_rng(seed), noisy) for seed in range(8)]
+    assert 0 < len(budgets) < 8
+    assert all(((budget >= 0.125) & (budget <= 0.5)).all() for budget in budgets)
+    assert all(ufs.shape == (2, model.frames(8000)) for ufs in drawn)
+
+
 def test_mixtures_keep_their_promises(data):
     recipe = Recipe(clean=0.2, noise_only=0.2)
     kinds = {"clean": 0, "noise only": 0, "mixed": 0}
@@ -108,6 +121,22 @@ def test_mixtures_keep_their_promises(data):
         assert level > recipe.level_low - 0.1 or noisy.abs().max() > 0.98
         kinds["noise only" if not clean.any() else "clean" if torch.equal(noisy, clean) else "mixed"] += 1
     assert min(kinds.values()) > 0
+
+
+def test_recorded_noise_is_played_backwards_and_at_other_speeds(data):
+    ramp = Bank([np.arange(30_000, dtype=np.int16)], [np.array([0])], np.ones(1))
+
+    def slope(**chances):
+        mix = Mixer(ramp, ramp, [], 8000, 1, seed=0, recipe=Recipe(**chances))
+        noise = mix._recorded(np.random.default_rng(3)) * 32768
+        assert len(noise) == 8000
+        return np.polyfit(np.arange(4000), noise[2000:6000], 1)[0]
+
+    assert slope(noise_speed=0, backwards=0) == pytest.approx(1, rel=1e-3)
+    assert slope(noise_speed=0, backwards=1) == pytest.approx(-1, rel=1e-3)
+    fast = slope(noise_speed=1, backwards=0)
+    assert 0.66 < fast < 1.51
+    assert abs(fast - 1) > 0.02
 
 
 def test_rooms_start_at_their_peak_and_keep_the_energy(data):
@@ -147,22 +176,35 @@ def test_loss_has_a_finite_gradient_at_silence():
     assert estimate.grad.isfinite().all()
 
 
-def test_loudness_distance_hears_what_ears_hear():
+def test_pesq_distance_hears_what_ears_hear():
     rng = torch.Generator().manual_seed(0)
-    tones = torch.arange(16_000) / 16_000 * torch.tensor([[300.0], [3000.0], [60.0]])
-    clean = torch.sin(2 * torch.pi * tones[:1]) + 1e-4 * torch.randn(1, 16_000, generator=rng)
-    distance, floor = LoudnessDistance(), torch.full((1, 1), 1e-3)
-
-    assert distance(clean, clean, floor) < 1e-2
-    assert distance(0.97 * clean, clean, floor) < 1e-2  # masked
+    times = torch.arange(16_000) / 16_000
+    tones = [torch.sin(2 * torch.pi * hertz * times) for hertz in (300.0, 3000.0, 30.0)]
+    clean = (tones[0] + 0.3 * torch.randn(1, 16_000, generator=rng)) * (1.1 + torch.sin(20 * times))
     noise = torch.randn(1, 16_000, generator=rng)
-    little, much = (float(distance(clean + level * noise, clean, floor)) for level in (0.05, 0.2))
-    assert 0.05 < little < much
-    assert distance(1e-3 * (clean + 0.2 * noise), 1e-3 * clean, 1e-3 * floor) == pytest.approx(much, rel=1e-4)
-    # At 29 dB SPL a tone is heard at 3 kHz, and hardly at 60 Hz.
-    middle, low = (float(distance(clean + 3e-3 * torch.sin(2 * torch.pi * t), clean, floor)) for t in tones[1:])
-    assert middle > 2 * low
-    assert torch.isfinite(distance(noise, 0 * clean, floor)).all()
+    distance = PesqDistance()
+
+    assert distance(clean, clean) < 1e-3
+    assert distance(0.5 * clean, clean) < 1e-3
+    little, much = (float(distance(clean + level * noise, clean)) for level in (0.1, 0.3))
+    assert 0.1 < little < much < 4.5
+    assert distance(0.01 * (clean + 0.3 * noise), 0.01 * clean) == pytest.approx(much, rel=1e-3)
+    # What is heard counts, and what was added more than what is missing.
+    middle, low = (float(distance(clean + 0.2 * tone, clean)) for tone in tones[1:])
+    assert middle > 1.5 * low
+    assert little > 1.5 * distance(clean, clean + 0.1 * noise)
+
+
+def test_pesq_distance_follows_pesq(shared):
+    pesq = pytest.importorskip("pesq", reason="PESQ comes with the extra slimse[metrics]").pesq
+    scipy_stats = pytest.importorskip("scipy.stats")
+    folder, distance = shared / "data/valid/mixed", PesqDistance()
+    lost, scores = [], []
+    for path in sorted((folder / "noisy").iterdir())[::6]:
+        noisy, clean = (soundfile.read(p, dtype="float32")[0][:64_000] for p in (path, folder / "clean" / path.name))
+        lost.append(float(distance(torch.from_numpy(noisy)[None], torch.from_numpy(clean)[None])))
+        scores.append(pesq(16_000, clean, noisy, "wb"))
+    assert scipy_stats.spearmanr(lost, scores).statistic < -0.9
 
 
 def test_muon_orthogonalises_and_biases_take_adamw():

@@ -36,7 +36,7 @@ class TrainConfig:
     """Narrow widths per step besides the widest: 1 takes turns between the smallest and a random one, 2 runs both."""
     mixed: float = 0.0
     """Share of the steps whose narrow part changes its width every few frames: what never happened in training is rough
-    where widths change."""
+    where widths change. At random, or half the time, where there is a router, as that chooses for small budgets."""
     fixed_uf: float = 1.0
     """The width of stage ``fixed``."""
     budget_low: float = 0.125
@@ -68,8 +68,8 @@ class TrainConfig:
     """Weight of the STFT part of the enhancement loss."""
     error_level: float = 0.1
     """Weight of 1 dB of waveform error in the enhancement loss."""
-    loudness: float = 0.5
-    """Weight of the loudness distance in the enhancement loss."""
+    pesq: float = 0.2
+    """Weight of a point of `PesqDistance` in the enhancement loss."""
     steps: int = 5000
     """Optimiser steps of the whole run, resumed parts included."""
     rate: float = 2e-3

@@ -1,4 +1,4 @@
-"""The enhancement loss: waveform error, a multi-resolution STFT distance with compressed magnitudes, and loudness."""
+"""The enhancement loss: waveform error, a multi-resolution STFT distance with compressed magnitudes, and PESQ's."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import torch
 from torch import Tensor, nn
 
 
-class LoudnessDistance(nn.Module):
-    """How far the loudness of an estimate is from that of the clean signal, as a share of the clean loudness.
+class PesqDistance(nn.Module):
+    """How many points of PESQ's raw score an estimate loses to the clean signal, by a model of it with a gradient.
 
-    Both become loudness (Zwicker's law above the threshold of hearing) per half Bark and 16 ms, the clean signal as if
-    heard at 79 dB SPL. Differences below a quarter of the softer of the two are masked. The root mean square of the
-    rest over the bands is averaged over time.
+    As PESQ does it: both signals at one level, loudness (Zwicker's law above the threshold of hearing) per half Bark
+    and frame; a steady difference of tone colour is forgiven, and most of one of level in a frame; differences
+    below a quarter of the softer of the two are masked; what was added counts more than what was taken away; and bad
+    moments count more than their length. Without PESQ's alignment in time and its tables.
 
-    Source: the symmetric disturbance of ITU-T P.862, without its time alignment, equalisation and asymmetric part.
+    Source: ITU-T P.862 and P.862.2, from the description of the method.
 
     Args:
         sample_rate: Hz.
         size: FFT size in samples; the hop is half of it.
 
     Shape:
-        ``[B, T]`` twice, and ``[B, 1]`` for the least level (RMS) that counts as clean speech, to ``[B]``.
+        ``[B, T]`` twice to ``[B]``. Where the clean signal is silent, the result means nothing.
     """
 
     def __init__(self, sample_rate: int = 16_000, size: int = 512) -> None:
@@ -31,32 +32,68 @@ class LoudnessDistance(nn.Module):
         centres = torch.arange(1.0, float(bark[-1]), 0.5)
         bands = (1 - (bark - centres.unsqueeze(1)).abs() / 0.5).clamp(min=0)
         # At low frequencies half a Bark is narrower than a bin.
-        bands = bands[bands.sum(1) > 0]
+        filled = bands.sum(1) > 0
+        bands, centres = bands[filled], centres[filled]
         kilohertz = (bands @ frequency) / bands.sum(1) / 1000
+        # Rumble below 100 Hz is not heard in the wide-band mode.
+        bands = bands * (frequency / 100).clamp(max=1) ** 4
         threshold = 3.64 * kilohertz**-0.8 - 6.5 * torch.exp(-0.6 * (kilohertz - 3.3) ** 2) + 1e-3 * kilohertz**4
+        # Loudness grows faster with level in the lowest bands.
+        exponent = 0.23 * (6 / (centres + 2)).clamp(1, 2) ** 0.15
         self.register_buffer("window", torch.hann_window(size), persistent=False)
+        self.register_buffer("telephone", ((frequency >= 350) & (frequency <= 3250)).float(), persistent=False)
         self.register_buffer("bands", bands.t().contiguous(), persistent=False)
         self.register_buffer("threshold", 10 ** (threshold.clamp(max=60) / 10), persistent=False)
+        self.register_buffer("exponent", exponent, persistent=False)
 
-    def _loudness(self, signals: Tensor) -> Tensor:
-        window, threshold = self.get_buffer("window"), self.get_buffer("threshold")
-        spectrum = torch.stft(signals, self.size, self.size // 2, window=window, normalized=True, return_complex=True)
-        power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2) @ self.get_buffer("bands")
-        return threshold**0.23 * ((0.5 + 0.5 * power / threshold).clamp(min=1) ** 0.23 - 1)
+    def _powers(self, signals: Tensor) -> Tensor:
+        """Power per frame and band ``[B, frames, bands]``, all signals at the same level in the telephone band."""
+        window = self.get_buffer("window")
+        spectrum = torch.stft(signals, self.size, self.size // 2, window=window, return_complex=True)
+        power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)
+        level = (power @ self.get_buffer("telephone")).mean(1)[:, None, None]
+        # The level at which the result comes out closest to PESQ.
+        return (power * (3.4e7 / level.clamp(min=1e-9))) @ self.get_buffer("bands")
 
-    def forward(self, estimate: Tensor, clean: Tensor, floor: Tensor) -> Tensor:
-        """Mean disturbance over mean clean loudness, per item."""
-        with torch.no_grad():
-            frames = clean.unfold(1, self.size, self.size // 2).square().mean(-1)
-            active = frames > 1e-3 * frames.amax(1, keepdim=True)
-            level = (frames * active).sum(1, keepdim=True) / active.sum(1, keepdim=True).clamp(min=1)
-            gain = 10 ** (79 / 20) / level.sqrt().maximum(floor)
-            reference = self._loudness(clean * gain)
-        loudness = self._loudness(estimate * gain)
-        masked = 0.25 * torch.minimum(loudness, reference)
-        disturbance = torch.relu((loudness - reference).abs() - masked).square().mean(-1)
-        # The constants keep the root's slope finite, and noise that was left in a silence comparable with other errors.
-        return ((disturbance + 1e-4).sqrt() - 1e-2).mean(-1) / reference.mean((1, 2)).clamp(min=15)
+    def _audible(self, power: Tensor, margin: float = 1.0) -> Tensor:
+        return power * (power > margin * self.get_buffer("threshold"))
+
+    def _loudness(self, power: Tensor) -> Tensor:
+        threshold, exponent = self.get_buffer("threshold"), self.get_buffer("exponent")
+        return 0.187 * (2 * threshold) ** exponent * ((0.5 + 0.5 * power / threshold).clamp(min=1) ** exponent - 1)
+
+    def forward(self, estimate: Tensor, clean: Tensor) -> Tensor:
+        """Points lost: 0 for the clean signal itself, about 2.5 for a bad one."""
+        with torch.autocast(estimate.device.type, enabled=False):
+            return self._points(self._powers(estimate.float()), self._powers(clean.float()))
+
+    def _points(self, estimate: Tensor, clean: Tensor) -> Tensor:
+        loud = self._audible(clean, 100)
+        active = (loud.sum(2, keepdim=True) > 1e4).float()
+        colour = (self._audible(estimate, 100) * active).mean(1, True), (loud * active).mean(1, True)
+        share = active.mean(1, True).clamp(min=1e-3)
+        clean = clean * ((colour[0] / share + 1e3) / (colour[1] / share + 1e3)).clamp(0.01, 100)
+        audible = self._audible(clean).sum(2)
+        estimate = estimate * ((audible + 5e3) / (self._audible(estimate).sum(2) + 5e3)).clamp(3e-4, 5).unsqueeze(2)
+        found, wanted = self._loudness(estimate), self._loudness(clean)
+        disturbance = torch.relu((found - wanted).abs() - 0.25 * torch.minimum(found, wanted))
+        added = ((estimate + 50) / (clean + 50)) ** 1.2
+        added = torch.where(added < 3, 0.0, added.clamp(max=12))
+        # Half a Bark each.
+        width, weight = disturbance.shape[2] / 2, ((audible + 1e5) / 1e7) ** -0.04
+        both = _norm(disturbance, 2) * width * weight, (disturbance * added).mean(2) * width * weight
+        symmetric, asymmetric = (_over_time(value.clamp(max=45)) for value in both)
+        return 0.1 * symmetric + 0.0309 * asymmetric
+
+
+def _norm(x: Tensor, order: float) -> Tensor:
+    """Power mean over the last axis."""
+    return torch.linalg.vector_norm(x, order, dim=-1) / x.shape[-1] ** (1 / order)
+
+
+def _over_time(x: Tensor) -> Tensor:
+    """PESQ's mean over frames, ``[B, frames]`` to ``[B]``: the worst of 20 frames for the most part, then squares."""
+    return _norm(_norm(x.unfold(1, min(20, x.shape[1]), 10), 6), 2)
 
 
 class EnhancementLoss(nn.Module):
@@ -65,14 +102,14 @@ class EnhancementLoss(nn.Module):
     Signals are first divided by the noisy signal's RMS, so that quiet recordings count as much as loud ones. The
     error level is that of the waveform error in dB below the noisy signal: its slope does not fade for recordings
     that are nearly clean. Magnitudes are raised to the power 0.3, close to how loudness is heard; the complex term
-    keeps the phase. The loudness distance weighs bands and levels as ears do.
+    keeps the phase. PESQ's distance weighs bands, levels and moments as its listeners did.
 
     Args:
         resolutions: FFT sizes in samples; the hop is a quarter.
         compression: exponent of the magnitudes.
         spectral: weight of the STFT part.
         error_level: weight of 1 dB of error level.
-        loudness: weight of `LoudnessDistance`.
+        pesq: weight of a point of `PesqDistance`, where there is speech to compare with.
 
     Shape:
         three tensors ``[B, 1, T]``; the result is a scalar, or ``[B]`` from `per_item`.
@@ -84,11 +121,11 @@ class EnhancementLoss(nn.Module):
         compression: float = 0.3,
         spectral: float = 1.0,
         error_level: float = 0.1,
-        loudness: float = 0.5,
+        pesq: float = 0.2,
     ) -> None:
         super().__init__()
         self.compression, self.spectral, self.error_level = compression, spectral, error_level
-        self.loudness, self.loudness_distance = loudness, LoudnessDistance()
+        self.pesq, self.pesq_distance = pesq, PesqDistance()
         self.resolutions = resolutions
         for size in resolutions:
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
@@ -124,5 +161,5 @@ class EnhancementLoss(nn.Module):
             magnitude, real, imaginary = ((x - y).abs().mean((1, 2)) for x, y in zip(found, wanted, strict=True))
             loss = loss + self.spectral / len(self.resolutions) * (magnitude + (real + imaginary) / 2)
         # Speech more than 10 dB below the noisy signal, and silence, are not brought up to the level of speech.
-        floor = torch.full_like(level[:, 0], 10 ** (-10 / 20))
-        return loss + self.loudness * self.loudness_distance(estimate, clean, floor)
+        speech = clean.square().mean(-1) > 0.1
+        return loss + self.pesq * speech * self.pesq_distance(estimate, clean)

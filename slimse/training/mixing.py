@@ -131,6 +131,10 @@ class Recipe:
     second_noise: float = 0.2
     speed: float = 0.3
     """Speech played 0.88 to 1.14 times as fast, with its pitch: more speakers than there are."""
+    noise_speed: float = 0.4
+    """Recorded noise played 0.67 to 1.5 times as fast."""
+    backwards: float = 0.3
+    """Recorded noise played backwards."""
     room: float = 0.15
     """Speech in a room; the target keeps the room."""
     jump: float = 0.2
@@ -210,8 +214,7 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
         recipe = self.recipe
         if rng.random() < recipe.speed:
             speed = rng.uniform(0.88, 1.14)
-            drawn = self.speech.draw(rng, int(self.length * speed) + 64)
-            speech = soxr.resample(drawn, self.sample_rate * speed, self.sample_rate, quality="LQ")[: self.length]
+            speech = self._played(self.speech, rng, speed)
         else:
             speech = self.speech.draw(rng, self.length)
         if rng.random() < recipe.equalise:
@@ -219,6 +222,17 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
         if self.rooms and rng.random() < recipe.room:
             speech = _convolve(speech, self.rooms[int(rng.integers(len(self.rooms)))])
         return speech
+
+    def _played(self, bank: Bank, rng: Generator, speed: float) -> Signal:
+        """A stretch of ``bank``, ``speed`` times as fast."""
+        drawn = bank.draw(rng, int(self.length * speed) + 64)
+        return soxr.resample(drawn, self.sample_rate * speed, self.sample_rate, quality="LQ")[: self.length]
+
+    def _recorded(self, rng: Generator) -> Signal:
+        """A stretch of noise."""
+        fast = rng.random() < self.recipe.noise_speed
+        noise = self._played(self.noise, rng, 1.5 ** rng.uniform(-1, 1)) if fast else self.noise.draw(rng, self.length)
+        return noise[::-1] if rng.random() < self.recipe.backwards else noise
 
     def _noise(self, rng: Generator) -> Signal:
         recipe = self.recipe
@@ -231,9 +245,9 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
         elif kind < recipe.babble + recipe.coloured:
             noise = _coloured(rng, self.length)
         else:
-            noise = self.noise.draw(rng, self.length)
+            noise = self._recorded(rng)
         if rng.random() < recipe.second_noise:
-            other = self.noise.draw(rng, self.length)
+            other = self._recorded(rng)
             noise = noise / max(rms(noise), 1e-6) + other / max(rms(other), 1e-6) * rng.uniform(0.1, 1)
         if rng.random() < recipe.equalise:
             noise = _equalise(rng, noise)

@@ -49,7 +49,7 @@ class SlimmableTraining(lightning.LightningModule):
     def __init__(self, config: TrainConfig, model: SlimDemucs) -> None:
         super().__init__()
         self.config, self.model = config, model
-        self.loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level, loudness=config.loudness)
+        self.loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level, pesq=config.pesq)
         self.routing: RoutingLoss | None = None
         model.requires_grad_(config.stage != "router")
         if model.router is not None:
@@ -99,14 +99,22 @@ class SlimmableTraining(lightning.LightningModule):
         # A different part of the batch for each, so that no item is left to the widest width alone for long.
         for uf in narrow_ufs:
             part = torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])
-            mixture = wandering(rng, len(part), self.model.frames(noisy.shape[2]), len(ufs))
-            narrow = self.model(noisy[part], ufs.at(mixture.to(noisy.device)) if uf is None else uf)
+            narrow = self.model(noisy[part], self._changing(rng, noisy[part]) if uf is None else uf)
             own = self.loss(narrow, clean[part], noisy[part])
             self.log(f"train/{uf or 'mixed'}", own.detach())
             loss = loss + own + config.distill * _distance(narrow, wide[part], noisy[part])
             if uf is not None:
                 runs.append(NarrowRun(part, uf, narrow.detach()))
         return loss, runs
+
+    @torch.no_grad()
+    def _changing(self, rng: Generator, noisy: Tensor) -> Tensor:
+        """UFs per frame: half the time those that the router, if there is one, chooses for small budgets."""
+        ufs = self.model.config.ufs
+        if self.model.router is not None and rng.random() < 0.5:
+            budget = rng.uniform(ufs[0], 0.5, len(noisy)).astype(np.float32)
+            return self.model.route(noisy, torch.from_numpy(budget).to(noisy.device))
+        return ufs.at(wandering(rng, len(noisy), self.model.frames(noisy.shape[2]), len(ufs)).to(noisy.device))
 
     def _routed(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
         config, model = self.config, self.model
