@@ -193,6 +193,12 @@ def test_pesq_distance_hears_what_ears_hear():
     middle, low = (float(distance(clean + 0.2 * tone, clean)) for tone in tones[1:])
     assert middle > 1.5 * low
     assert little > 1.5 * distance(clean, clean + 0.1 * noise)
+    # It means nothing for noise alone, but must not spoil the sum it is a part of.
+    estimate = noise.clone().requires_grad_()
+    alone = distance(estimate, 0 * clean)
+    alone.sum().backward()
+    assert torch.isfinite(alone).all()
+    assert torch.isfinite(estimate.grad).all()
 
 
 def test_pesq_distance_follows_pesq(shared):

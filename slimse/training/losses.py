@@ -84,9 +84,9 @@ class PesqDistance(nn.Module):
         added = ((estimate + 50) / (clean + 50)) ** 1.2
         added = torch.where(added < 3, 0.0, added.clamp(max=12))
         # Bands are half a Bark wide; soft frames count a little more.
-        width, weight = disturbance.shape[2] / 2, ((audible + 1e5) / 1e7) ** -0.04
-        both = _norm(disturbance, 2) * width * weight, (disturbance * added).mean(2) * width * weight
-        symmetric, asymmetric = (_over_time(value.clamp(max=45)) for value in both)
+        weight = disturbance.shape[2] / 2 * ((audible + 1e5) / 1e7) ** -0.04
+        both = _norm(disturbance, 2), (disturbance * added).mean(2)
+        symmetric, asymmetric = (_over_time((value * weight).clamp(max=45)) for value in both)
         return 0.1 * symmetric + 0.0309 * asymmetric
 
 

@@ -212,11 +212,7 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
 
     def _speech(self, rng: Generator) -> Signal:
         recipe = self.recipe
-        if rng.random() < recipe.speed:
-            speed = rng.uniform(0.88, 1.14)
-            speech = self._played(self.speech, rng, speed)
-        else:
-            speech = self.speech.draw(rng, self.length)
+        speech = self._played(self.speech, rng, rng.uniform(0.88, 1.14) if rng.random() < recipe.speed else 1.0)
         if rng.random() < recipe.equalise:
             speech = _equalise(rng, speech)
         if self.rooms and rng.random() < recipe.room:
@@ -225,13 +221,15 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
 
     def _played(self, bank: Bank, rng: Generator, speed: float) -> Signal:
         """A stretch of ``bank``, ``speed`` times as fast."""
+        if speed == 1:
+            return bank.draw(rng, self.length)
         drawn = bank.draw(rng, int(self.length * speed) + 64)
         return soxr.resample(drawn, self.sample_rate * speed, self.sample_rate, quality="LQ")[: self.length]
 
     def _recorded(self, rng: Generator) -> Signal:
         """A stretch of noise."""
-        fast = rng.random() < self.recipe.noise_speed
-        noise = self._played(self.noise, rng, 1.5 ** rng.uniform(-1, 1)) if fast else self.noise.draw(rng, self.length)
+        speed = 1.5 ** rng.uniform(-1, 1) if rng.random() < self.recipe.noise_speed else 1.0
+        noise = self._played(self.noise, rng, speed)
         return noise[::-1] if rng.random() < self.recipe.backwards else noise
 
     def _noise(self, rng: Generator) -> Signal:
