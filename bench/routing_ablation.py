@@ -37,7 +37,8 @@ class Mixtures:
         with torch.no_grad():
             for x, y in zip(self.noisy.split(6), clean.split(6), strict=True):
                 wide, narrow = model(x, 1.0), model(x, model.config.ufs[0])
-                worth.append(frame_benefit(x, y, wide, narrow, model.hop, self.frames) * difficulty(x, y)[:, None])
+                benefit = frame_benefit(x, y, wide, narrow, model.hop, self.frames)
+                worth.append(benefit * difficulty(x, y, model.hop, self.frames))
         self.worth = torch.cat(worth)
 
 

@@ -156,15 +156,21 @@ def test_benefit_is_where_the_wide_output_is_better():
     narrow[0, 0, 2000:] += 0.02
     benefit = frame_benefit(noisy, clean, clean, narrow, 32, 125)
     assert benefit.shape == (2, 125)
-    assert (benefit[0, 66:] > 0).all()
-    assert (benefit[0, :58] == 0).all()
+    assert (benefit[0, 48:] > 0).all()
+    assert (benefit[0, :47] == 0).all()
     assert (benefit[1] == 0).all()
 
 
 def test_difficulty_is_the_noise_to_speech_ratio_within_bounds():
     clean = torch.randn(4, 1, 16_000)
-    noisy = clean + torch.tensor([0.0, 0.5, 1.0, 100.0])[:, None, None] * torch.randn(4, 1, 16_000)
-    assert difficulty(noisy, clean).tolist() == pytest.approx([0.1, 0.5, 1.0, 10**0.5], rel=0.02)
+    noise = torch.tensor([0.0, 0.5, 1.0, 100.0])[:, None, None] * torch.randn(4, 1, 16_000)
+    ratios = difficulty(clean + noise, clean, 100, 160)
+    assert ratios.shape == (4, 160)
+    assert ratios.mean(1).tolist() == pytest.approx([0.1, 0.5, 1.0, 10**0.5], rel=0.03)
+    # It follows noise that becomes softer.
+    noise[..., 8000:] *= 0.5
+    ratios = difficulty(clean + noise, clean, 100, 160)
+    assert ratios[2, :64].mean() == pytest.approx(1, rel=0.05) and ratios[2, 96:].mean() == pytest.approx(0.5, rel=0.05)
 
 
 def test_stages_train_what_they_should():
@@ -214,7 +220,8 @@ def test_the_router_stage_measures_every_width_at_several_budgets(monkeypatch):
     shares = (model.router.knot_weights(asked[0]) @ model.router.bias_logit).softmax(-1).unflatten(0, (3, 4)).mean(0)
     outputs = [forward(batch[0], uf) for uf in model.config.ufs]
     worth = torch.stack([frame_benefit(*batch, outputs[-1], out, model.hop, model.frames(4000)) for out in outputs])
-    weighted = worth.mean(2).t() * difficulty(*batch)[:, None] ** CONFIG.emphasis
+    weight = difficulty(*batch, model.hop, model.frames(4000)) ** CONFIG.emphasis
+    weighted = (worth * weight).mean(2).t()
     assert float(logged["train/guide"]) == pytest.approx((shares * weighted).sum(1).mean().item(), rel=1e-3)
     with pytest.raises(ValueError, match="budgets_per_item = 2"):
         replace(CONFIG, budgets_per_item=2)

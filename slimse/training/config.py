@@ -36,7 +36,8 @@ class TrainConfig:
     """Narrow widths per step besides the widest: 1 takes turns between the smallest and a random one, 2 runs both."""
     mixed: float = 0.0
     """Share of the steps whose narrow part changes its width every few frames: what never happened in training is rough
-    where widths change. At random, or half the time, where there is a router, as that chooses for small budgets."""
+    where widths change. At random, or three times in four, where there is a router, as that chooses for small
+    budgets."""
     fixed_uf: float = 1.0
     """The width of stage ``fixed``."""
     budget_low: float = 0.125
@@ -46,8 +47,8 @@ class TrainConfig:
     gamma: float = 0.1
     """Weights of `RoutingLoss`."""
     emphasis: float = 1.0
-    """How much more a hard item counts in the router's loss: its weight is the ratio of noise level to speech level (of
-    input, between -20 and 10 dB) to this power. 0 counts all alike."""
+    """How much more hard sound counts in the router's loss: its weight is the ratio of noise level, over half a second,
+    to speech level (of input, between -20 and 10 dB) to this power. 0 counts all alike."""
     budgets_per_item: int = 1
     """Budgets at which the router sees each item: in stage ``router`` they cost little beside running the widths."""
     through: float = 1.0

@@ -109,9 +109,9 @@ class SlimmableTraining(lightning.LightningModule):
 
     @torch.no_grad()
     def _changing(self, rng: Generator, noisy: Tensor) -> Tensor:
-        """UFs per frame: half the time those that the router, if there is one, chooses for small budgets."""
+        """UFs per frame: three times in four those that the router, if there is one, chooses for small budgets."""
         ufs = self.model.config.ufs
-        if self.model.router is not None and rng.random() < 0.5:
+        if self.model.router is not None and rng.random() < 0.75:
             budget = rng.uniform(ufs[0], 0.5, len(noisy)).astype(np.float32)
             return self.model.route(noisy, torch.from_numpy(budget).to(noisy.device))
         return ufs.at(wandering(rng, len(noisy), self.model.frames(noisy.shape[2]), len(ufs)).to(noisy.device))
@@ -128,20 +128,20 @@ class SlimmableTraining(lightning.LightningModule):
         logits, _ = model.router_logits(views[:, 0], model.initial_state(items), frames, budget)
         temperature = temperature_at(config, self.global_step)
         gates = straight_through_gates(logits, noise, temperature)
-        weight = difficulty(noisy, clean) ** config.emphasis
+        weight = difficulty(noisy, clean, model.hop, frames) ** config.emphasis
         own = noisy.new_zeros(())
         # With a frozen backbone and no gradient through the gates, nothing would learn from the routed output.
         if config.stage == "joint" or config.through:
             fixed = gates.detach()
             enhanced = model(noisy, fixed + config.through * (gates - fixed) if config.through else fixed)
-            own = (weight * self.loss.per_item(enhanced, clean, noisy)).mean()
+            own = (weight.mean(1) * self.loss.per_item(enhanced, clean, noisy)).mean()
             own = own + config.distill * _distance(enhanced, wide, noisy)
         use, parts = self.routing(gates, budget, model.router.knot_weights(budget))
         shares = torch.softmax(logits / temperature, dim=-1).unflatten(0, (-1, len(noisy))).mean(0)
         guide = noisy.new_zeros(())
         for run in runs:
             benefit = frame_benefit(noisy[run.part], clean[run.part], wide[run.part], run.output, model.hop, frames)
-            guide = guide + ((shares[run.part] @ self._forgone(run.uf)) * benefit * weight[run.part, None]).mean()
+            guide = guide + ((shares[run.part] @ self._forgone(run.uf)) * benefit * weight[run.part]).mean()
         self.log_dict({"train/routed": own.detach(), "train/guide": guide.detach()})
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
         return own + use + config.guide * guide

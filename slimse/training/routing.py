@@ -125,15 +125,28 @@ class RoutingLoss(nn.Module):
             buffer.mul_(self.memory).add_(new.view_as(buffer))
 
 
-def difficulty(noisy: Tensor, clean: Tensor) -> Tensor:
-    """Level of the noise over that of the speech, ``[B]``, at least 0.1 (-20 dB) and at most 3.2 (10 dB).
+_AROUND = 31
+"""Frames, half a second, over which a frame's benefit and difficulty are taken. What a single frame gains by width is
+mostly chance: it cannot be foretold from the sound, and would drown what can be."""
+
+
+def _per_frame(signal: Tensor, hop: int, frames: int) -> Tensor:
+    """Means of ``[B, T]`` around each of ``frames`` frames of ``hop`` samples."""
+    padded = F.pad(signal, (0, frames * hop - signal.shape[1]))[:, : frames * hop]
+    means = padded.unflatten(1, (frames, hop)).mean(2).unsqueeze(1)
+    return F.avg_pool1d(means, _AROUND, 1, _AROUND // 2, count_include_pad=False)[:, 0]
+
+
+@torch.no_grad()
+def difficulty(noisy: Tensor, clean: Tensor, hop: int, frames: int) -> Tensor:
+    """Level of the noise around each frame over that of the speech, ``[B, frames]``, from 0.1 (-20 dB) to 3.2 (10 dB).
 
     The losses of recordings are nearly free of their signal-to-noise ratio, so that none is drowned by another. A
     router trained by them alone would give nearly clean speech, where a wide network gains as many decibels, as much as
     speech that can hardly be understood.
     """
-    noise = (noisy - clean).square().mean((1, 2))
-    return (noise / clean.square().mean((1, 2)).clamp(min=1e-10)).clamp(0.01, 10).sqrt()
+    noise = _per_frame((noisy - clean).square()[:, 0], hop, frames)
+    return (noise / clean.square().mean(2).clamp(min=1e-10)).clamp(0.01, 10).sqrt()
 
 
 @torch.no_grad()
@@ -153,15 +166,15 @@ def frame_benefit(noisy: Tensor, clean: Tensor, wide: Tensor, narrow: Tensor, ho
         frames: of the router.
 
     Returns:
-        ``[B, frames]``: difference of the mean absolute errors over five frames (80 ms), relative to the level of the
-        noisy signal.
+        ``[B, frames]``: difference of the mean absolute errors over half a second, relative to the level of the noisy
+        signal.
     """
     level = noisy.square().mean(-1).sqrt().clamp(min=1e-4)
     gain = ((narrow.float() - clean).abs() - (wide.float() - clean).abs())[:, 0]
-    per_frame = F.pad(gain, (0, frames * hop - gain.shape[1]))[:, : frames * hop].unflatten(1, (frames, hop)).mean(2)
-    return F.avg_pool1d(per_frame.unsqueeze(1), 5, 1, 2, count_include_pad=False)[:, 0] / level
+    return _per_frame(gain, hop, frames) / level
 
 
+@torch.no_grad()
 def own_use(model: SlimDemucs) -> float:
     """The cost of the router as so much more mean UF, since multiply-accumulates grow in proportion to that."""
     costs = profile(model)
