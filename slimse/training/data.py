@@ -136,7 +136,9 @@ class TrainingData(lightning.LightningDataModule):
         size = config.batch * processes * config.every
         items = self.items(self.trainer.global_step * config.batch * processes, size, config.seed, config.seconds)
         part = Subset(items, range(rank, size, processes))
-        return DataLoader(part, batch_size=config.batch, num_workers=config.workers)
+        # A fork of a process with threads may never come to life: better an error, after which the run can go on.
+        patience = 300 if config.workers else 0
+        return DataLoader(part, batch_size=config.batch, num_workers=config.workers, timeout=patience)
 
     def val_dataloader(self) -> DataLoader[Pair] | list[DataLoader[Pair]]:
         """The fixed pairs, one at a time."""
