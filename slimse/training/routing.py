@@ -192,7 +192,7 @@ def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
 
     Args:
         model: with a router; its `Router.asked` is replaced.
-        noisy: ``[B, 1, T]``, sound of the usual kind: some hundred clips.
+        noisy: ``[B, 1, T]``, sound of the usual kind: some hundreds of clips.
     """
     router = model.router
     assert router is not None

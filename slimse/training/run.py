@@ -20,7 +20,7 @@ from .module import SlimmableTraining
 from .routing import calibrate
 from .table import TableLogger
 
-_CALIBRATION_ITEMS = 100
+_CALIBRATION_ITEMS = 240
 
 
 def prepare(config: TrainConfig, initial: SlimDemucs | None = None) -> SlimDemucs:
