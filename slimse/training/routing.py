@@ -174,7 +174,6 @@ def frame_benefit(noisy: Tensor, clean: Tensor, wide: Tensor, narrow: Tensor, ho
     return _per_frame(gain, hop, frames) / level
 
 
-@torch.no_grad()
 def own_use(model: SlimDemucs) -> float:
     """The cost of the router as so much more mean UF, since multiply-accumulates grow in proportion to that."""
     costs = profile(model)
