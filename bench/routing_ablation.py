@@ -19,6 +19,7 @@ from torch import Tensor
 import slimse
 from slimse.training.config import TrainConfig
 from slimse.training.data import TrainingData
+from slimse.training.losses import EnhancementLoss
 from slimse.training.module import rate_factor, temperature_at
 from slimse.training.optimizer import MuonAdamW
 from slimse.training.routing import RoutingLoss, difficulty, frame_benefit, straight_through_gates
@@ -34,10 +35,11 @@ class Mixtures:
         self.noisy, clean = (torch.stack(side) for side in zip(*pairs, strict=True))
         self.frames = model.frames(self.noisy.shape[2])
         worth = []
+        loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level)
         with torch.no_grad():
             for x, y in zip(self.noisy.split(6), clean.split(6), strict=True):
                 wide, narrow = model(x, 1.0), model(x, model.config.ufs[0])
-                benefit = frame_benefit(x, y, wide, narrow, model.hop, self.frames)
+                benefit = frame_benefit(loss, x, y, wide, narrow, model.hop, self.frames)
                 worth.append(benefit * difficulty(x, y, model.hop, self.frames))
         self.worth = torch.cat(worth)
 

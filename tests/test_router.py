@@ -14,7 +14,6 @@ import slimse
 from slimse import PRESETS, SlimDemucs, SlimDemucsConfig, Streamer
 from slimse.cli import app
 from slimse.models import RouterConfig
-from slimse.models.router import max_entropy_shares
 from slimse.profiling import profile
 
 CONFIG = replace(PRESETS["small"], router=RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4))
@@ -25,8 +24,8 @@ def talkative(config=CONFIG, seed=0):
     torch.manual_seed(seed)
     model = SlimDemucs(config).eval().requires_grad_(False)
     model.router.output.weight.normal_(std=4.0)
-    for table in (model.router.bias_ih, model.router.bias_logit):
-        table.normal_()
+    model.router.bias_ih.normal_()
+    model.router.bias_width.normal_(-1.5)
     return model
 
 
@@ -142,19 +141,28 @@ def test_first_weights_share_by_the_budget():
     for budget in (0.15, 0.3, 0.6, 0.9):
         weights = router.knot_weights(torch.tensor([budget]))
         assert float(weights.sum()) == pytest.approx(1, abs=1e-5)
-        mean = (torch.softmax(weights @ router.bias_logit, -1) * torch.tensor(CONFIG.ufs)).sum()
-        assert float(mean) == pytest.approx(budget, abs=0.07)
-    shares = max_entropy_shares(CONFIG.ufs, torch.tensor([0.125, 0.25, 0.6, 1.0]))
-    assert (shares > 0).all()
-    assert (shares @ torch.tensor(CONFIG.ufs))[1:3].tolist() == pytest.approx([0.25, 0.6], abs=1e-5)
+        assert float((weights @ router.bias_width).exp2()) == pytest.approx(budget, rel=0.01)
+
+
+def test_ufs_are_taken_in_their_order():
+    """What wants more takes the next UF, from the middle in octaves on."""
+    router = SlimDemucs("dynamic").requires_grad_(False).router
+    router.output.weight.zero_()
+    chosen = []
+    for wanted in (-9.0, -2.51, -2.49, -1.51, -1.49, -0.51, -0.49, 5.0):
+        router.bias_width.fill_(wanted)
+        logits, _ = router.logits(torch.zeros(1, 2, 48), torch.tensor([0.3]), torch.zeros(1, 64))
+        assert logits.shape == (1, 2, 4)
+        chosen.append(int(logits[0, 0].argmax()))
+    assert chosen == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_cost_is_small_and_printed():
     model = SlimDemucs("dynamic")
     result = profile(model)
     assert result.router_macs_per_sample < 0.05 * result.widths[0].macs_per_sample
-    # One window per 32 samples, then the recurrent layer, two table rows and the logits once per frame of 256.
-    by_hand = 48 * 128 / 32 + (3 * 64 * 48 + 3 * 64 + 64 * 4 + 2 * (3 * 64 + 4)) / 256
+    # One window per 32 samples, then the recurrent layer, the width, two table rows and the logits per frame of 256.
+    by_hand = 48 * 128 / 32 + (3 * 64 * 48 + 3 * 64 + 64 + 2 * (3 * 64 + 1) + 4) / 256
     assert result.router_macs_per_sample == pytest.approx(by_hand)
     assert result.widths == profile(SlimDemucs("paper")).widths
     half = result.macs_per_sample(torch.tensor([0.125, 1.0]))

@@ -16,6 +16,7 @@ pytest.importorskip("lightning", reason="training needs the extra slimse[train]"
 
 from slimse.profiling import profile
 from slimse.training.config import TrainConfig
+from slimse.training.losses import EnhancementLoss
 from slimse.training.module import SlimmableTraining
 from slimse.training.optimizer import MuonAdamW
 from slimse.training.routing import (
@@ -23,6 +24,7 @@ from slimse.training.routing import (
     calibrate,
     difficulty,
     frame_benefit,
+    max_entropy_shares,
     own_use,
     straight_through_gates,
 )
@@ -148,17 +150,37 @@ def test_calibration_makes_the_mean_use_what_is_asked():
         fixed = costs.widths[0].macs_per_sample + per_uf * (0.94 * float(budget) - costs.widths[0].uf)
         assert costs.macs_per_sample(ufs) == pytest.approx(fixed, abs=0.06 * per_uf)
     assert (model.router.asked.diff() >= 0).all()
+    assert (model.route(noisy, model.config.ufs[0]) == model.config.ufs[0]).all()
 
 
 def test_benefit_is_where_the_wide_output_is_better():
     noisy, clean = some_pairs(2)
     narrow = clean.clone()
     narrow[0, 0, 2000:] += 0.02
-    benefit = frame_benefit(noisy, clean, clean, narrow, 32, 125)
+    loss = EnhancementLoss(error_level=0.3)
+    benefit = frame_benefit(loss, noisy, clean, clean, narrow, 32, 125)
     assert benefit.shape == (2, 125)
     assert (benefit[0, 48:] > 0).all()
-    assert (benefit[0, :47] == 0).all()
+    # The windows of the STFT reach 512 samples beyond their middle.
+    assert (benefit[0, :31] == 0).all()
     assert (benefit[1] == 0).all()
+    assert frame_benefit(loss, noisy, clean, narrow, clean, 32, 125).equal(-benefit)
+
+
+def test_frames_share_what_is_saved_of_the_loss():
+    noisy, clean = some_pairs(3)
+    wide, narrow = clean + 0.1 * (noisy - clean), clean + 0.11 * (noisy - clean)
+    loss = EnhancementLoss(error_level=0.3, pesq=0.0)
+    saved = loss.saved_per_frame(narrow, wide, clean, noisy, 32, 125)
+    whole = loss.per_item(narrow, clean, noisy) - loss.per_item(wide, clean, noisy)
+    assert saved.mean(1).tolist() == pytest.approx(whole.tolist(), rel=0.03)
+
+
+def test_max_entropy_shares_have_the_mean_that_is_asked():
+    ufs = PRESETS["small"].ufs
+    shares = max_entropy_shares(ufs, torch.tensor([0.125, 0.25, 0.6, 1.0]))
+    assert (shares > 0).all()
+    assert (shares @ torch.tensor(ufs))[1:3].tolist() == pytest.approx([0.25, 0.6], abs=1e-5)
 
 
 def test_difficulty_is_the_noise_to_speech_ratio_within_bounds():
@@ -217,10 +239,13 @@ def test_the_router_stage_measures_every_width_at_several_budgets(monkeypatch):
     module.training_step(batch, 0)
     assert ran == [(4, uf) for uf in model.config.ufs]
     assert len(asked[0]) == 12 and len(asked[0].unique()) == 12
-    shares = (model.router.knot_weights(asked[0]) @ model.router.bias_logit).softmax(-1).unflatten(0, (3, 4)).mean(0)
+    wanted = model.router.knot_weights(asked[0]) @ model.router.bias_width
+    octaves = torch.tensor(model.config.ufs).log2()
+    shares = (-2 * (wanted[:, None] - octaves).square()).softmax(-1).unflatten(0, (3, 4)).mean(0)
     outputs = [forward(batch[0], uf) for uf in model.config.ufs]
-    worth = torch.stack([frame_benefit(*batch, outputs[-1], out, model.hop, model.frames(4000)) for out in outputs])
-    weight = difficulty(*batch, model.hop, model.frames(4000)) ** CONFIG.emphasis
+    frames = model.frames(4000)
+    worth = torch.stack([frame_benefit(module.loss, *batch, outputs[-1], out, model.hop, frames) for out in outputs])
+    weight = difficulty(*batch, model.hop, frames) ** CONFIG.emphasis
     weighted = (worth * weight).mean(2).t()
     assert float(logged["train/guide"]) == pytest.approx((shares * weighted).sum(1).mean().item(), rel=1e-3)
     with pytest.raises(ValueError, match="budgets_per_item = 2"):

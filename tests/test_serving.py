@@ -30,7 +30,7 @@ def built(name):
     if model.router is not None:
         model.router.output.weight.normal_(std=4.0)
         model.router.bias_ih.normal_()
-        model.router.bias_logit.normal_(std=8.0)
+        model.router.bias_width.normal_(-1.5)
     return model
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..models.router import SOFT, Router, RouterState
+from ..models.router import SHARPNESS, SOFT, Router, RouterState
 from .kernels import _jit
 from .layout import Floats, Ints
 
@@ -39,7 +39,7 @@ class CompiledRouter:
     def __init__(self, router: Router, reference: float) -> None:
         weights = (
             *(router.conv.weight.t(), router.conv.bias, router.input.weight.t(), router.diagonal, router.bias_hh),
-            *(router.output.weight.t(), router.bias_ih, router.bias_logit, router.budgets, router.asked),
+            *(router.output.weight[0], router.bias_ih, router.bias_width, router.budgets, router.asked, router.octaves),
         )
         # The vector axis last.
         self._arrays = [weight.detach().contiguous().numpy().copy() for weight in weights]
@@ -92,7 +92,7 @@ def _sigmoid(x):
 @_jit
 def _logits(
     signal, hop, stride, budget, hidden,
-    conv, conv_bias, into, diagonal, bias_hh, out_of, bias_ih, bias_logit, budgets, asked, logits,
+    conv, conv_bias, into, diagonal, bias_hh, out_of, bias_ih, bias_width, budgets, asked, octaves, logits,
 ):  # fmt: skip
     """Logits of every frame; ``hidden`` is brought forward in place."""
     taps, filters = conv.shape
@@ -122,8 +122,7 @@ def _logits(
                 x = np.log1p(level[i] / np.float32(windows) / soft) / np.float32(4)
                 for j in range(3 * units):
                     gates[j] += x * into[i, j]
-            for j in range(logits.shape[2]):
-                logits[stream, frame, j] = bias_logit[low, j] * (1 - share) + bias_logit[low + 1, j] * share
+            wanted = bias_width[low] * (1 - share) + bias_width[low + 1] * share
             for i in range(units):
                 h = hidden[stream, i]
                 reset = _sigmoid(gates[i] + diagonal[0, i] * h + bias_hh[0, i])
@@ -131,5 +130,6 @@ def _logits(
                 new = np.tanh(gates[2 * units + i] + reset * (diagonal[2, i] * h + bias_hh[2, i]))
                 h = new + update * (h - new)
                 hidden[stream, i] = h
-                for j in range(logits.shape[2]):
-                    logits[stream, frame, j] += h * out_of[i, j]
+                wanted += h * out_of[i]
+            for j in range(len(octaves)):
+                logits[stream, frame, j] = -np.float32(SHARPNESS) * (wanted - octaves[j]) ** 2

@@ -25,16 +25,20 @@ class RouterState(NamedTuple):
 
 
 class Router(nn.Module):
-    """Strided convolution, ReLU, diagonal GRU, pointwise convolution to one logit per UF.
+    """Strided convolution, ReLU, diagonal GRU, pointwise convolution to the width that is wanted.
 
     Every frame hears ``hop`` new samples. The rectified outputs of the windows among them are averaged and
     compressed by ``log1p``: what the recurrent layer sees are levels of bands in a logarithmic measure, so that a
     change of level moves them all alike, and the ratio of loud to soft that tells speech from noise stays. The
     first weights of the convolution are windowed cosines and sines at mel-spaced frequencies.
 
-    The budget conditions the biases of the recurrent layer and of the logits: both are tables over budgets, evenly
-    spaced in octaves and read by linear interpolation. The first table of the logits is the distribution over UFs of
-    the largest entropy among those whose mean is the budget, so that budgets are met before anything was learnt.
+    What comes out is one number per frame, the width that is wanted, in octaves; the logit of a UF falls with the
+    square of its distance from it. So UFs are in order: what wants more takes the next one. With a logit of its own
+    for each, a router learnt to jump over those between, though width brings less and less: two UFs far apart are worth
+    less than one between them that costs the same.
+
+    The budget conditions the biases of the recurrent layer and of the width: both are tables over budgets, evenly
+    spaced in octaves and read by linear interpolation. The width that is wanted begins at the budget.
 
     Args:
         config: sizes.
@@ -42,13 +46,15 @@ class Router(nn.Module):
         hop: samples per frame, a multiple of ``config.stride``.
         sample_rate: Hz.
 
-    Source: R of arXiv 2507.04879; budget, average, compression and first weights are this project's choice.
+    Source: R of arXiv 2507.04879; budget, average, compression, order and first weights are this project's choice.
     """
 
     budgets: Tensor
     """Budgets of the rows of both tables: ``[knots]``, rising in even octaves from the smallest UF to 1."""
     asked: Tensor
     """Where `calibrate` found each of `budgets` to be met: ``[knots]``, rising."""
+    octaves: Tensor
+    """Of the UFs: ``[len(ufs)]``."""
 
     def __init__(self, config: RouterConfig, ufs: WidthSet, hop: int, sample_rate: int) -> None:
         super().__init__()
@@ -58,12 +64,13 @@ class Router(nn.Module):
         self.input = nn.Linear(config.filters, 3 * config.units, bias=False)
         self.diagonal = nn.Parameter(torch.zeros(3, config.units))
         self.bias_hh = nn.Parameter(torch.zeros(3, config.units))
-        self.output = nn.Linear(config.units, len(ufs), bias=False)
+        self.output = nn.Linear(config.units, 1, bias=False)
         budgets = torch.logspace(0, 1, config.knots, base=1 / ufs[0]) * ufs[0]
         self.register_buffer("budgets", budgets, persistent=False)
         self.register_buffer("asked", budgets.clone())
         self.bias_ih = nn.Parameter(torch.zeros(config.knots, 3 * config.units))
-        self.bias_logit = nn.Parameter(max_entropy_shares(ufs, budgets).log())
+        self.bias_width = nn.Parameter(budgets.log2())
+        self.register_buffer("octaves", torch.tensor(ufs).log2(), persistent=False)
         self._initialise(sample_rate)
 
     @torch.no_grad()
@@ -110,15 +117,12 @@ class Router(nn.Module):
 
     def logits(self, levels: Tensor, budget: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, frames, n_ufs]`` for what `levels` gave, and the new state of the recurrent layer."""
-        bias_ih, bias_logit = self._conditions(budget)
+        weights = self.knot_weights(budget)
+        bias_ih, bias_width = weights @ self.bias_ih, weights @ self.bias_width
         gates = (self.input(levels) + bias_ih.unsqueeze(1)).unflatten(2, (3, self.config.units))
         outputs, hidden = diagonal_gru(gates, self.diagonal, self.bias_hh, hidden)
-        return self.output(outputs) + bias_logit.unsqueeze(1), hidden
-
-    def _conditions(self, budget: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of both tables at each of ``[B]`` budgets."""
-        weights = self.knot_weights(budget)
-        return weights @ self.bias_ih, weights @ self.bias_logit
+        wanted = self.output(outputs) + bias_width[:, None, None]
+        return -SHARPNESS * (wanted - self.octaves).square(), hidden
 
     def knot_weights(self, budget: Tensor) -> Tensor:
         """Shares ``[B, knots]`` of the two knots between which each of ``[B]`` budgets lies, in octaves."""
@@ -134,36 +138,15 @@ class Router(nn.Module):
     def count(self, args: tuple[Tensor, Tensor, RouterState], output: tuple[Tensor, RouterState]) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, the budget given anew at every frame; bytes read."""
         frames = output[0].shape[1]
-        conditions = 2 * (3 * self.config.units + len(self.ufs))
+        conditions = 2 * (3 * self.config.units + 1)
         per_frame = self.hop // self.config.stride * self.conv.weight.numel() + conditions
-        per_frame += self.input.weight.numel() + self.diagonal.numel() + self.output.weight.numel()
+        per_frame += self.input.weight.numel() + self.diagonal.numel() + self.output.weight.numel() + len(self.ufs)
         read = sum(p.numel() for p in self.parameters()) - (self.config.knots - 2) * conditions // 2
         return frames * per_frame, read * self.diagonal.element_size()
 
 
+SHARPNESS = 2.0
+"""By how much the logit of a UF falls at an octave from the width that is wanted."""
+
 SOFT = 1e-3
 """Rectified level, 60 dB below the reference level, under which `log1p` no longer tells levels apart."""
-
-
-def max_entropy_shares(ufs: WidthSet, budget: Tensor) -> Tensor:
-    """The distribution over UFs with the largest entropy among those whose mean is the budget.
-
-    It is ``p_j ~ exp(-s * ufs[j])``, with ``s`` found by bisection. Budgets at the ends are moved in by a hundredth of
-    their distance from each other, so that every share is positive.
-
-    Args:
-        ufs: what to choose from.
-        budget: any shape, each from the smallest UF to 1.
-
-    Returns:
-        ``[..., len(ufs)]``, float32.
-    """
-    values = torch.tensor(ufs, dtype=torch.float64, device=budget.device)
-    margin = 0.01 * (values[-1] - values[0])
-    target = budget.double().clamp(values[0] + margin, values[-1] - margin).unsqueeze(-1)
-    low, high = torch.full_like(target, -400.0), torch.full_like(target, 400.0)
-    for _ in range(50):
-        middle = (low + high) / 2
-        above = (torch.softmax(-middle * values, -1) * values).sum(-1, keepdim=True) > target
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return torch.softmax(-(low + high) / 2 * values, -1).float()

@@ -36,16 +36,16 @@ class TrainConfig:
     """Narrow widths per step besides the widest: 1 takes turns between the smallest and a random one, 2 runs both."""
     mixed: float = 0.0
     """Share of the steps whose narrow part changes its width every few frames: what never happened in training is rough
-    where widths change. At random, or three times in four, where there is a router, as that chooses for small
-    budgets."""
+    where widths change. At random, or three times in four, where there is a router, as that chooses."""
     fixed_uf: float = 1.0
     """The width of stage ``fixed``."""
     budget_low: float = 0.125
     budget_high: float = 1.0
     """Budgets are drawn between these, evenly in octaves; equal ones train for one target, as the paper does."""
     beta: float = 1.0
-    gamma: float = 0.1
-    """Weights of `RoutingLoss`."""
+    gamma: float = 0.01
+    """Weights of `RoutingLoss`. The larger ``gamma``, the more frames get UFs far from the budget, though those between
+    would bring more for the same cost."""
     emphasis: float = 1.0
     """How much more hard sound counts in the router's loss: its weight is the ratio of noise level, over half a second,
     to speech level (of input, between -20 and 10 dB) to this power. 0 counts all alike."""
@@ -54,9 +54,9 @@ class TrainConfig:
     through: float = 1.0
     """Factor on the straight-through gradient of the routed output that reaches the router. 0 leaves it to `guide` what
     widths are worth; the backbone still learns to run at what the router chooses."""
-    guide: float = 100.0
+    guide: float = 10.0
     """Weight of what the widths of the step were worth at each frame (`frame_benefit`), in the router's loss. Benefits
-    are about 0.01 per frame, small beside the pull to the budget. Stage ``router`` measures all widths; elsewhere those
+    are about 0.1 per frame, small beside the pull to the budget. Stage ``router`` measures all widths; elsewhere those
     that do not run are taken to lie between in proportion to their octaves."""
     router_rate: float = 3.0
     """Learning rate of the router, in units of that of all else."""
@@ -67,7 +67,7 @@ class TrainConfig:
     """Weight of the L1 distance of a narrow width's output from the widest one's."""
     spectral: float = 1.0
     """Weight of the STFT part of the enhancement loss."""
-    error_level: float = 0.1
+    error_level: float = 0.2
     """Weight of 1 dB of waveform error in the enhancement loss."""
     pesq: float = 0.2
     """Weight of a point of `PesqDistance` in the enhancement loss."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -100,6 +103,21 @@ def _over_time(x: Tensor) -> Tensor:
     return _norm(_norm(x.unfold(1, min(20, x.shape[1]), 10), 6), 2)
 
 
+def framed(signal: Tensor, hop: int, frames: int) -> Tensor:
+    """``[B, T]`` as ``[B, frames, hop]``: silence follows, and what is over is left out."""
+    return F.pad(signal, (0, frames * hop - signal.shape[1])).unflatten(1, (frames, hop))
+
+
+def _levelled(noisy: Tensor, *signals: Tensor) -> tuple[Tensor, ...]:
+    """Signals ``[B, 1, T]`` relative to the level of the noisy one: ``[B, T]`` each."""
+    level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
+    return tuple((signal.float() / level).squeeze(1) for signal in signals)
+
+
+_GOOD_ENOUGH = 1e-3
+"""Power of an error, 30 dB down, below which it hardly counts; it also keeps the logarithm finite."""
+
+
 class EnhancementLoss(nn.Module):
     """Waveform L1 and error level, plus, per STFT resolution, L1 of compressed magnitudes and compressed complex bins.
 
@@ -124,7 +142,7 @@ class EnhancementLoss(nn.Module):
         resolutions: tuple[int, ...] = (256, 512, 1024),
         compression: float = 0.3,
         spectral: float = 1.0,
-        error_level: float = 0.1,
+        error_level: float = 0.2,
         pesq: float = 0.2,
     ) -> None:
         super().__init__()
@@ -146,24 +164,46 @@ class EnhancementLoss(nn.Module):
         scale = power ** ((self.compression - 1) / 2)
         return power.sqrt() * scale, real * scale, imaginary * scale
 
+    def _spectral(self, estimate: Tensor, wanted: tuple[Tensor, ...], size: int) -> Tensor:
+        """What one resolution adds to the loss, from `_compressed` of the clean signal: ``[B, times]``."""
+        found = self._compressed(estimate, size)
+        magnitude, real, imaginary = ((x - y).abs().mean(1) for x, y in zip(found, wanted, strict=True))
+        return self.spectral / len(self.resolutions) * (magnitude + (real + imaginary) / 2)
+
     def forward(self, estimate: Tensor, clean: Tensor, noisy: Tensor) -> Tensor:
         """Distance of ``estimate`` from ``clean``, relative to the level of ``noisy``: the mean of `per_item`."""
         return self.per_item(estimate, clean, noisy).mean()
 
     def per_item(self, estimate: Tensor, clean: Tensor, noisy: Tensor) -> Tensor:
         """The distance of every item, ``[B]``."""
-        level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
-        estimate, clean = (estimate.float() / level).squeeze(1), (clean / level).squeeze(1)
+        estimate, clean = _levelled(noisy, estimate, clean)
         error = estimate - clean
-        # Errors more than 30 dB down are good enough: the floor also keeps the logarithm finite.
-        decibels = 10 * torch.log10(error.square().mean(-1) + 1e-3)
+        decibels = 10 * torch.log10(error.square().mean(-1) + _GOOD_ENOUGH)
         loss = error.abs().mean(-1) + self.error_level * decibels
         for size in self.resolutions:
             with torch.no_grad():
                 wanted = self._compressed(clean, size)
-            found = self._compressed(estimate, size)
-            magnitude, real, imaginary = ((x - y).abs().mean((1, 2)) for x, y in zip(found, wanted, strict=True))
-            loss = loss + self.spectral / len(self.resolutions) * (magnitude + (real + imaginary) / 2)
+            loss = loss + self._spectral(estimate, wanted, size).mean(1)
         # Speech more than 10 dB below the noisy signal, and silence, are not brought up to the level of speech.
         speech = clean.square().mean(-1) > 0.1
         return loss + self.pesq * speech * self.pesq_distance(estimate, clean)
+
+    @torch.no_grad()
+    def saved_per_frame(
+        self, narrow: Tensor, wide: Tensor, clean: Tensor, noisy: Tensor, hop: int, frames: int
+    ) -> Tensor:
+        """How much smaller the loss of ``wide`` is than that of ``narrow``, frame by frame: ``[B, frames]``.
+
+        Without the part of PESQ, which is not a sum over frames. The difference of the error levels is shared out by
+        the frames' differences in power.
+        """
+        one, other, clean = (framed(x, hop, frames).flatten(1) for x in _levelled(noisy, narrow, wide, clean))
+        errors = [framed(output - clean, hop, frames) for output in (one, other)]
+        powers = torch.stack([error.square().mean(2) for error in errors])
+        decibels = 10 / math.log(10) * (powers[0] - powers[1]) / (powers.mean((0, 2)) + _GOOD_ENOUGH).unsqueeze(1)
+        saved = errors[0].abs().mean(2) - errors[1].abs().mean(2) + self.error_level * decibels
+        for size in self.resolutions:
+            wanted = self._compressed(clean, size)
+            less = self._spectral(one, wanted, size) - self._spectral(other, wanted, size)
+            saved = saved + F.adaptive_avg_pool1d(less.unsqueeze(1), frames)[:, 0]
+        return saved

@@ -129,7 +129,7 @@ class Recipe:
     coloured: float = 0.1
     """The noise is synthetic."""
     second_noise: float = 0.2
-    speed: float = 0.3
+    speed: float = 0.6
     """Speech played 0.88 to 1.14 times as fast, with its pitch: more speakers than there are."""
     noise_speed: float = 0.4
     """Recorded noise played 0.67 to 1.5 times as fast."""

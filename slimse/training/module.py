@@ -109,11 +109,11 @@ class SlimmableTraining(lightning.LightningModule):
 
     @torch.no_grad()
     def _changing(self, rng: Generator, noisy: Tensor) -> Tensor:
-        """UFs per frame: three times in four those that the router, if there is one, chooses for small budgets."""
-        ufs = self.model.config.ufs
+        """UFs per frame: three times in four those that the router, if there is one, chooses for budgets."""
+        config, ufs = self.config, self.model.config.ufs
         if self.model.router is not None and rng.random() < 0.75:
-            budget = rng.uniform(ufs[0], 0.5, len(noisy)).astype(np.float32)
-            return self.model.route(noisy, torch.from_numpy(budget).to(noisy.device))
+            budget = torch.from_numpy(_budgets(config, rng, len(noisy)).astype(np.float32)).to(noisy.device)
+            return self.model.route(noisy, budget.clamp(config.budget_low, config.budget_high))
         return ufs.at(wandering(rng, len(noisy), self.model.frames(noisy.shape[2]), len(ufs)).to(noisy.device))
 
     def _routed(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
@@ -121,8 +121,7 @@ class SlimmableTraining(lightning.LightningModule):
         assert model.router is not None and self.routing is not None
         views = noisy.repeat(config.budgets_per_item, 1, 1)
         frames, items = model.frames(noisy.shape[2]), len(views)
-        low, high = np.log(config.budget_low), np.log(config.budget_high)
-        budget = self._drawn(items, lambda rng, n: np.exp(rng.uniform(low, high, n))).to(noisy)
+        budget = self._drawn(items, lambda rng, n: _budgets(config, rng, n)).to(noisy)
         budget = budget.clamp(config.budget_low, config.budget_high)
         noise = self._drawn(items, lambda rng, n: rng.gumbel(size=(n, frames, len(model.config.ufs)))).to(noisy)
         logits, _ = model.router_logits(views[:, 0], model.initial_state(items), frames, budget)
@@ -140,7 +139,8 @@ class SlimmableTraining(lightning.LightningModule):
         shares = torch.softmax(logits / temperature, dim=-1).unflatten(0, (-1, len(noisy))).mean(0)
         guide = noisy.new_zeros(())
         for run in runs:
-            benefit = frame_benefit(noisy[run.part], clean[run.part], wide[run.part], run.output, model.hop, frames)
+            signals = noisy[run.part], clean[run.part], wide[run.part], run.output
+            benefit = frame_benefit(self.loss, *signals, model.hop, frames)
             guide = guide + ((shares[run.part] @ self._forgone(run.uf)) * benefit * weight[run.part]).mean()
         self.log_dict({"train/routed": own.detach(), "train/guide": guide.detach()})
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
@@ -189,6 +189,11 @@ def _distance(enhanced: Tensor, teacher: Tensor, noisy: Tensor) -> Tensor:
     """L1 distance from a teacher's output, relative to the level of the noisy signal."""
     level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
     return nn.functional.l1_loss(enhanced.float() / level, teacher.float() / level)
+
+
+def _budgets(config: TrainConfig, rng: Generator, count: int) -> Any:
+    """Budgets drawn evenly in octaves."""
+    return np.exp(rng.uniform(np.log(config.budget_low), np.log(config.budget_high), count))
 
 
 def wandering(rng: Generator, items: int, frames: int, n_ufs: int) -> Tensor:

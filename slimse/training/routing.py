@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import SlimDemucs
-from ..models.router import Router, max_entropy_shares
+from ..models.router import Router
 from ..profiling import profile
+from ..width import WidthSet
+from .losses import EnhancementLoss, framed
 
 _HEADROOM = 0.94
 """Share of a budget that is used on the sound of the calibration: a budget says what may be spent."""
@@ -34,6 +36,30 @@ def straight_through_gates(logits: Tensor, noise: Tensor, temperature: float) ->
     hard = F.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype)
     # The bracket is exactly 0, so the value stays exactly one-hot.
     return hard + (soft - soft.detach())
+
+
+def max_entropy_shares(ufs: WidthSet, budget: Tensor) -> Tensor:
+    """The distribution over UFs with the largest entropy among those whose mean is the budget.
+
+    It is ``p_j ~ exp(-s * ufs[j])``, with ``s`` found by bisection. Budgets at the ends are moved in by a hundredth of
+    their distance from each other, so that every share is positive.
+
+    Args:
+        ufs: what to choose from.
+        budget: any shape, each from the smallest UF to 1.
+
+    Returns:
+        ``[..., len(ufs)]``, float32.
+    """
+    values = torch.tensor(ufs, dtype=torch.float64, device=budget.device)
+    margin = 0.01 * (values[-1] - values[0])
+    target = budget.double().clamp(values[0] + margin, values[-1] - margin).unsqueeze(-1)
+    low, high = torch.full_like(target, -400.0), torch.full_like(target, 400.0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        above = (torch.softmax(-middle * values, -1) * values).sum(-1, keepdim=True) > target
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return torch.softmax(-(low + high) / 2 * values, -1).float()
 
 
 class RoutingLoss(nn.Module):
@@ -73,7 +99,7 @@ class RoutingLoss(nn.Module):
     asked: Tensor
     wanted: Tensor
 
-    def __init__(self, router: Router, beta: float = 1.0, gamma: float = 0.1, memory: float = 0.95) -> None:
+    def __init__(self, router: Router, beta: float = 1.0, gamma: float = 0.01, memory: float = 0.95) -> None:
         super().__init__()
         self.ufs, self.beta, self.gamma, self.memory = router.ufs, beta, gamma, memory
         self.register_buffer("values", torch.tensor(router.ufs))
@@ -130,11 +156,9 @@ _AROUND = 31
 mostly chance: it cannot be foretold from the sound, and would drown what can be."""
 
 
-def _per_frame(signal: Tensor, hop: int, frames: int) -> Tensor:
-    """Means of ``[B, T]`` around each of ``frames`` frames of ``hop`` samples."""
-    padded = F.pad(signal, (0, frames * hop - signal.shape[1]))[:, : frames * hop]
-    means = padded.unflatten(1, (frames, hop)).mean(2).unsqueeze(1)
-    return F.avg_pool1d(means, _AROUND, 1, _AROUND // 2, count_include_pad=False)[:, 0]
+def _around(values: Tensor) -> Tensor:
+    """Means of ``[B, frames]`` around each frame."""
+    return F.avg_pool1d(values.unsqueeze(1), _AROUND, 1, _AROUND // 2, count_include_pad=False)[:, 0]
 
 
 @torch.no_grad()
@@ -145,12 +169,14 @@ def difficulty(noisy: Tensor, clean: Tensor, hop: int, frames: int) -> Tensor:
     router trained by them alone would give nearly clean speech, where a wide network gains as many decibels, as much as
     speech that can hardly be understood.
     """
-    noise = _per_frame((noisy - clean).square()[:, 0], hop, frames)
+    noise = _around(framed((noisy - clean)[:, 0], hop, frames).square().mean(2))
     return (noise / clean.square().mean(2).clamp(min=1e-10)).clamp(0.01, 10).sqrt()
 
 
 @torch.no_grad()
-def frame_benefit(noisy: Tensor, clean: Tensor, wide: Tensor, narrow: Tensor, hop: int, frames: int) -> Tensor:
+def frame_benefit(
+    loss: EnhancementLoss, noisy: Tensor, clean: Tensor, wide: Tensor, narrow: Tensor, hop: int, frames: int
+) -> Tensor:
     """What the widest width gains over a narrow one, around each frame: a measured value for the router to learn from.
 
     The gradient of the gates says what a few channels more would do, to first order; two widths of one step, compared
@@ -158,6 +184,7 @@ def frame_benefit(noisy: Tensor, clean: Tensor, wide: Tensor, narrow: Tensor, ho
     width finds its optimum at a width in proportion to it.
 
     Args:
+        loss: what the widths are trained with.
         noisy: ``[B, 1, T]``.
         clean: the same.
         wide: output of the widest width.
@@ -166,12 +193,9 @@ def frame_benefit(noisy: Tensor, clean: Tensor, wide: Tensor, narrow: Tensor, ho
         frames: of the router.
 
     Returns:
-        ``[B, frames]``: difference of the mean absolute errors over half a second, relative to the level of the noisy
-        signal.
+        ``[B, frames]``: how much of the loss is saved, mean over half a second.
     """
-    level = noisy.square().mean(-1).sqrt().clamp(min=1e-4)
-    gain = ((narrow.float() - clean).abs() - (wide.float() - clean).abs())[:, 0]
-    return _per_frame(gain, hop, frames) / level
+    return _around(loss.saved_per_frame(narrow, wide, clean, noisy, hop, frames))
 
 
 def own_use(model: SlimDemucs) -> float:
@@ -187,10 +211,11 @@ def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
     """Measure at which budgets the router really uses what, and let `Router.asked` make up for the difference.
 
     The router's own cost is taken off, so that a budget spends what a fixed UF of the same number does, and a little
-    is kept for sound that is harder than that of the calibration.
+    is kept for sound that is harder than that of the calibration. The smallest budget leaves nothing to choose: there,
+    what the router wants is lowered until no frame gets more than the smallest UF.
 
     Args:
-        model: with a router; its `Router.asked` is replaced.
+        model: with a router; its `Router.asked` is replaced, and the first of its `Router.bias_width`.
         noisy: ``[B, 1, T]``, sound of the usual kind: some hundreds of clips.
     """
     router = model.router
@@ -203,6 +228,9 @@ def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
     signal = torch.cat([state.samples, noisy[:, 0] / model.config.reference_level], dim=1)
     levels = router.levels(signal[:, : signal.shape[1] - noisy.shape[2] % model.hop])
     ufs = levels.new_tensor(model.config.ufs)
+    least = router.budgets[:1].expand(len(noisy))
+    while router.logits(levels, least, state.hidden)[0].argmax(2).any():
+        router.bias_width[0] -= 0.25
     choices = [router.logits(levels, budget.expand(len(noisy)), state.hidden)[0].argmax(2) for budget in grid]
     used = torch.stack([ufs[choice].mean() for choice in choices]).cummax(0).values
     # Where the use does not change over a stretch of budgets, any of them will do: take the first.
