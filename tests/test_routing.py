@@ -165,6 +165,10 @@ def test_benefit_is_where_the_wide_output_is_better():
     assert (benefit[0, :31] == 0).all()
     assert (benefit[1] == 0).all()
     assert frame_benefit(loss, noisy, clean, narrow, clean, 32, 125).equal(-benefit)
+    # Without them, it is exact to the frame.
+    waveform = frame_benefit(EnhancementLoss(spectral=0.0), noisy, clean, clean, narrow, 32, 125)
+    assert (waveform[0, 48:] > 0).all()
+    assert (waveform[0, :47] == 0).all()
 
 
 def test_frames_share_what_is_saved_of_the_loss():

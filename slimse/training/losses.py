@@ -108,7 +108,7 @@ def framed(signal: Tensor, hop: int, frames: int) -> Tensor:
     return F.pad(signal, (0, frames * hop - signal.shape[1])).unflatten(1, (frames, hop))
 
 
-def _levelled(noisy: Tensor, *signals: Tensor) -> tuple[Tensor, ...]:
+def levelled(noisy: Tensor, *signals: Tensor) -> tuple[Tensor, ...]:
     """Signals ``[B, 1, T]`` relative to the level of the noisy one: ``[B, T]`` each."""
     level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
     return tuple((signal.float() / level).squeeze(1) for signal in signals)
@@ -176,7 +176,7 @@ class EnhancementLoss(nn.Module):
 
     def per_item(self, estimate: Tensor, clean: Tensor, noisy: Tensor) -> Tensor:
         """The distance of every item, ``[B]``."""
-        estimate, clean = _levelled(noisy, estimate, clean)
+        estimate, clean = levelled(noisy, estimate, clean)
         error = estimate - clean
         decibels = 10 * torch.log10(error.square().mean(-1) + _GOOD_ENOUGH)
         loss = error.abs().mean(-1) + self.error_level * decibels
@@ -197,7 +197,7 @@ class EnhancementLoss(nn.Module):
         Without the part of PESQ, which is not a sum over frames. The difference of the error levels is shared out by
         the frames' differences in power.
         """
-        one, other, clean = (framed(x, hop, frames).flatten(1) for x in _levelled(noisy, narrow, wide, clean))
+        one, other, clean = (framed(x, hop, frames).flatten(1) for x in levelled(noisy, narrow, wide, clean))
         errors = [framed(output - clean, hop, frames) for output in (one, other)]
         powers = torch.stack([error.square().mean(2) for error in errors])
         decibels = 10 / math.log(10) * (powers[0] - powers[1]) / (powers.mean((0, 2)) + _GOOD_ENOUGH).unsqueeze(1)

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.random import Generator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio as si_sdr
 
 from ..models import SlimDemucs
 from .config import TrainConfig
 from .data import Pair
-from .losses import EnhancementLoss
+from .losses import EnhancementLoss, levelled
 from .optimizer import MuonAdamW
 from .routing import RoutingLoss, difficulty, frame_benefit, straight_through_gates
 
@@ -109,11 +110,10 @@ class SlimmableTraining(lightning.LightningModule):
 
     @torch.no_grad()
     def _changing(self, rng: Generator, noisy: Tensor) -> Tensor:
-        """UFs per frame: three times in four those that the router, if there is one, chooses for budgets."""
-        config, ufs = self.config, self.model.config.ufs
+        """UFs per frame: three times in four those that the router, if there is one, chooses."""
+        ufs = self.model.config.ufs
         if self.model.router is not None and rng.random() < 0.75:
-            budget = torch.from_numpy(_budgets(config, rng, len(noisy)).astype(np.float32)).to(noisy.device)
-            return self.model.route(noisy, budget.clamp(config.budget_low, config.budget_high))
+            return self.model.route(noisy, torch.from_numpy(_budgets(self.config, rng, len(noisy))).to(noisy.device))
         return ufs.at(wandering(rng, len(noisy), self.model.frames(noisy.shape[2]), len(ufs)).to(noisy.device))
 
     def _routed(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
@@ -122,7 +122,6 @@ class SlimmableTraining(lightning.LightningModule):
         views = noisy.repeat(config.budgets_per_item, 1, 1)
         frames, items = model.frames(noisy.shape[2]), len(views)
         budget = self._drawn(items, lambda rng, n: _budgets(config, rng, n)).to(noisy)
-        budget = budget.clamp(config.budget_low, config.budget_high)
         noise = self._drawn(items, lambda rng, n: rng.gumbel(size=(n, frames, len(model.config.ufs)))).to(noisy)
         logits, _ = model.router_logits(views[:, 0], model.initial_state(items), frames, budget)
         temperature = temperature_at(config, self.global_step)
@@ -187,13 +186,14 @@ class SlimmableTraining(lightning.LightningModule):
 
 def _distance(enhanced: Tensor, teacher: Tensor, noisy: Tensor) -> Tensor:
     """L1 distance from a teacher's output, relative to the level of the noisy signal."""
-    level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
-    return nn.functional.l1_loss(enhanced.float() / level, teacher.float() / level)
+    found, wanted = levelled(noisy, enhanced, teacher)
+    return nn.functional.l1_loss(found, wanted)
 
 
-def _budgets(config: TrainConfig, rng: Generator, count: int) -> Any:
+def _budgets(config: TrainConfig, rng: Generator, count: int) -> NDArray[np.float32]:
     """Budgets drawn evenly in octaves."""
-    return np.exp(rng.uniform(np.log(config.budget_low), np.log(config.budget_high), count))
+    low, high = config.budget_low, config.budget_high
+    return np.exp(rng.uniform(np.log(low), np.log(high), count)).astype(np.float32).clip(low, high)
 
 
 def wandering(rng: Generator, items: int, frames: int, n_ufs: int) -> Tensor:
