@@ -37,21 +37,21 @@ class StreamBatch:
     compares it with a tick without one.
 
     Args:
-        model: a causal `SlimDemucs`, in evaluation mode, without ``normalize``.
+        model: a causal `SlimDemucs`, in evaluation mode, whose ``level`` is not ``"signal"``.
         capacity: most streams at a time.
         backend: as in `Streamer`.
         graph: record the tick as a CUDA graph; None for where it can be.
 
     Raises:
-        ValueError: for a model that cannot stream or normalises, a capacity below 1, or a backend or graph that cannot
+        ValueError: for a model that cannot stream or needs the level of the whole signal, a capacity below 1, or a backend or graph that cannot
             run.
     """
 
     def __init__(
         self, model: SlimDemucs, capacity: int, *, backend: str | None = None, graph: bool | None = None
     ) -> None:
-        if not model.config.causal or model.config.normalize:
-            raise ValueError("expected a causal model that does not normalise: the level of a live signal is not known")
+        if not model.config.causal or model.config.level == "signal":
+            raise ValueError("expected a causal model with another level than 'signal': that of a live signal is not known")
         if capacity < 1:
             raise ValueError(f"capacity = {capacity}: expected 1 or more")
         self.model, self.capacity = model, capacity

@@ -176,7 +176,7 @@ def block_length(sample_rate: int, channels: int) -> int:
 
 def _needs_deviation(model: SlimDemucs) -> bool:
     """Whether the level of the whole signal has to be known before it can be streamed."""
-    return model.config.normalize and model.config.causal
+    return model.config.level == "signal" and model.config.causal
 
 
 @cache

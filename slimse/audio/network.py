@@ -103,7 +103,7 @@ def open_network(
         channels: number of channels.
         uf: one of the model's widths, or ``"auto"``: the router's choice for all channels together.
         budget: for ``"auto"``, the mean UF that is wanted.
-        input_std: ``[channels, 1]``, needed by a causal model that normalises; see `deviation`.
+        input_std: ``[channels, 1]``, needed by a causal model with ``level = "signal"``; see `deviation`.
 
     Raises:
         ValueError: for a UF outside the set, or ``"auto"`` without a router or a budget.
@@ -130,7 +130,7 @@ class Resampler:
 
 
 def deviation(blocks: Iterable[Array], sample_rate: int, channels: int, model_rate: int) -> Tensor:
-    """Return the standard deviation of every channel at the model's rate, which models with ``normalize`` need.
+    """Return the standard deviation of every channel at the model's rate, which models with ``level = "signal"`` need.
 
     Args:
         blocks: the signal in pieces ``[channels, n]``.

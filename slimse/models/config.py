@@ -8,6 +8,9 @@ from typing import Any
 
 from ..width import WidthSet
 
+LEVELS = ("running", "signal", "none")
+"""What a model may divide its input by, see `SlimDemucsConfig`."""
+
 
 @dataclass(frozen=True)
 class RouterConfig:
@@ -57,13 +60,13 @@ class SlimDemucsConfig:
         groups: ``M``, groups of the GRU; must divide the deepest channel count.
         rnn_layers: layers of the LSTM.
         causal: False makes the LSTM bidirectional (offline use only).
-        normalize: divide the input by its standard deviation over the call and undo that at the output, as the
-            original DEMUCS does. Not causal; leave it off for new models.
-        floor: added to the deviation before the division.
-        reference_level: the network sees its input divided by this constant, and its output is multiplied by it: speech
-            at a usual level then has about unit deviation inside, with no statistics of the signal involved.
+        level: what the input is divided by and the output multiplied with. ``"running"``: the level so far, sample by
+            sample (`RunningLevel`). ``"signal"``: the standard deviation of the whole signal, as the original DEMUCS
+            has it, which is not causal. ``"none"``: nothing.
+        floor: added to the deviation of the whole signal before the division.
         sample_rate: of input and output, Hz.
-        router: what chooses the UF of every frame (`Router`), or None; needs a causal model that does not normalise.
+        router: what chooses the UF of every frame (`Router`), or None; needs a causal model with another ``level`` than
+            ``"signal"``.
 
     Raises:
         ValueError: for values that do not fit together; the message names the value and what was expected.
@@ -80,9 +83,8 @@ class SlimDemucsConfig:
     groups: int = 4
     rnn_layers: int = 1
     causal: bool = True
-    normalize: bool = False
+    level: str = "running"
     floor: float = 1e-3
-    reference_level: float = 0.05
     sample_rate: int = 16_000
     router: RouterConfig | None = None
 
@@ -106,17 +108,18 @@ class SlimDemucsConfig:
                 f"a grouped GRU is causal, has one layer, and its groups divide {self.channels(self.depth)} channels; "
                 f"got causal = {self.causal}, rnn_layers = {self.rnn_layers}, groups = {self.groups}"
             )
-        for name in ("floor", "reference_level"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
+        if self.level not in LEVELS:
+            raise ValueError(f"level = {self.level!r}: expected one of {LEVELS}")
+        if not self.floor > 0:
+            raise ValueError(f"floor = {self.floor!r}: expected a positive number")
         if self.router is not None:
             self._check_router(self.router)
 
     def _check_router(self, router: RouterConfig) -> None:
-        if not self.causal or self.normalize or len(self.ufs) < 2:
+        if not self.causal or self.level == "signal" or len(self.ufs) < 2:
             raise ValueError(
-                "a router needs a causal model with two UFs or more that does not normalise its input; "
-                f"got causal = {self.causal}, normalize = {self.normalize}, ufs = {tuple(self.ufs)}"
+                "a router needs a causal model with two UFs or more whose level is not that of the whole signal; "
+                f"got causal = {self.causal}, level = {self.level!r}, ufs = {tuple(self.ufs)}"
             )
         hop = self.stride**self.depth // self.resample
         if hop % router.stride:
@@ -142,7 +145,7 @@ class SlimDemucsConfig:
 
 def _original(hidden: int, *, causal: bool = True) -> SlimDemucsConfig:
     """The original DEMUCS denoiser (arXiv 2006.12847) of ``hidden`` channels."""
-    return SlimDemucsConfig(hidden=hidden, rnn="lstm", rnn_layers=2, normalize=True, reference_level=1.0, causal=causal)
+    return SlimDemucsConfig(hidden=hidden, rnn="lstm", rnn_layers=2, level="signal", causal=causal)
 
 
 PRESETS: dict[str, SlimDemucsConfig] = {

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ..compiled import use_compiled
-from ..nn import DecoderBlock, EncoderBlock, GroupedGRU, SincDownsample, SincUpsample, SlimLSTMStack
+from ..nn import (
+    DecoderBlock,
+    EncoderBlock,
+    GroupedGRU,
+    LevelState,
+    RunningLevel,
+    SincDownsample,
+    SincUpsample,
+    SlimLSTMStack,
+)
 from ..nn.resample import LOOKAHEAD
 from ..ops import check_backend
 from ..width import UF, Auto, Budget, FrameMap, Schedule
@@ -78,6 +87,7 @@ class SlimDemucs(nn.Module):
             two = not config.causal
             self.bottleneck = SlimLSTMStack(c(config.depth), config.rnn_layers, bidirectional=two, **choice)
         self.router = Router(config.router, config.ufs, self.hop, config.sample_rate) if config.router else None
+        self.level = RunningLevel(config.sample_rate)
         initialise(self)
 
     # Sizes -----------------------------------------------------------------------------------------------------
@@ -157,7 +167,7 @@ class SlimDemucs(nn.Module):
         self._check(noisy)
         x = noisy[:, 0]
         deviation = None
-        if self.config.normalize:
+        if self.config.level == "signal":
             signal = x.to(self._signal_dtype)
             # One sample has no deviation; 0 leaves the floor alone in the denominator.
             deviation = signal.std(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(signal)
@@ -189,8 +199,9 @@ class SlimDemucs(nn.Module):
 
         budgets = self.budgets("auto", budget, len(x))
         assert budgets is not None and state.router
-        router, heard = CompiledRouter(self.router, self.config.reference_level), Heard.of(state.router)
-        choice, _ = router.choose(x.numpy(), self.early(0), frames, budgets.numpy(), heard, shared=False)
+        router, heard = CompiledRouter(self.router), Heard.of(state.router)
+        normalised = self.normalised(x, state)[0].numpy()
+        choice, _ = router.choose(normalised, self.early(0), frames, budgets.numpy(), heard, shared=False)
         return self.config.ufs.at(torch.from_numpy(choice))
 
     def budgets(self, uf: UF | Auto, budget: Budget | None, batch: int) -> Tensor | None:
@@ -211,20 +222,22 @@ class SlimDemucs(nn.Module):
 
         Args:
             batch: number of streams.
-            input_std: only for a model with ``normalize``: the deviation to divide by, a number or ``[B, 1]``. Given
+            input_std: only for ``config.level = "signal"``: the deviation to divide by, a number or ``[B, 1]``. Given
                 that of the whole signal, streaming equals offline. None estimates it from the samples so far,
                 which does not.
 
         Raises:
-            ValueError: for an ``input_std`` where the model does not normalise.
+            ValueError: for an ``input_std`` where the model has another level.
         """
         like = next(self.parameters())
         signal = like.new_zeros(batch, 1, dtype=self._signal_dtype)
         level: tuple[Tensor, ...] = ()
-        if self.config.normalize:
+        if self.config.level == "signal":
             level = (signal, signal) if input_std is None else (signal + input_std,)
         elif input_std is not None:
-            raise ValueError(f"input_std = {input_std}: this model does not normalise its input; expected None")
+            raise ValueError(f"input_std = {input_std} for a model of level {self.config.level!r}: expected None")
+        elif self.config.level == "running":
+            level = self.level.initial_state(signal[:, 0])
         empty = tuple(like.new_zeros(batch, 0, self.config.channels(i)) for i in range(self.config.depth + 1))
         return DemucsState(
             up=tuple(stage.initial_buffer(signal) for stage in self.up),
@@ -274,7 +287,7 @@ class SlimDemucs(nn.Module):
         assert self.router is not None and state.router
         # What precedes the last hop is context.
         early = self.early(state.samples)
-        x = samples.to(self._signal_dtype) / self.config.reference_level
+        x, _ = self.normalised(samples, state)
         x = nn.functional.pad(x, (0, early + frames * self.hop - x.shape[1]))
         context = torch.cat([state.router.samples, x[:, :early]], dim=1)[:, early:]
         return self.router(x[:, early:], budget, state.router._replace(samples=context))
@@ -354,24 +367,32 @@ class SlimDemucs(nn.Module):
         """Resampling and levels are computed in at least float32, whatever the weights are."""
         return torch.promote_types(next(self.parameters()).dtype, torch.float32)
 
-    def _levelled(
-        self, samples: Tensor, pad: int, state: DemucsState, schedule: Schedule, *, final: bool
-    ) -> tuple[Tensor, DemucsState]:
-        """`_run` on ``samples`` and ``pad`` samples of silence, between a normalising model's division and product."""
-        x = samples.to(self._signal_dtype)
-        reference = self.config.reference_level
-        if not state.level:
-            out, new = self._run(nn.functional.pad(x / reference, (0, pad)), state, schedule, final=final)
-            return (out * reference).to(samples.dtype), new
-        level = state.level
+    def normalised(self, samples: Tensor, state: DemucsState) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The next samples ``[B, n]`` as the network and its router take them, and the level behind them."""
+        x, level = samples.to(self._signal_dtype), state.level
+        if self.config.level == "running":
+            return self.level(x, LevelState(*level))
         if len(level) == 2 and x.shape[1]:
             mean, seen = level
             total = seen + x.shape[1]
             level = (mean + (x.square().mean(1, keepdim=True) - mean) * (x.shape[1] / total), total)
-        scale = level[0] if len(level) == 1 else level[0].sqrt()
-        x = nn.functional.pad(x / (self.config.floor + scale) / reference, (0, pad))
-        out, new = self._run(x, state._replace(level=level), schedule, final=final)
-        return (out * scale * reference).to(samples.dtype), new
+        return (x / (self.config.floor + _deviation(level)) if level else x), level
+
+    def _levelled(
+        self, samples: Tensor, pad: int, state: DemucsState, schedule: Schedule, *, final: bool
+    ) -> tuple[Tensor, DemucsState]:
+        """`_run` on ``samples`` and ``pad`` samples of silence, between the division by the level and the product."""
+        x, level = self.normalised(samples, state)
+        out, new = self._run(nn.functional.pad(x, (0, pad)), state, schedule, final=final)
+        if self.config.level == "running":
+            sums, seen, gain = level
+            # Outputs of the silence behind the end have no gain.
+            ready = min(out.shape[1], gain.shape[1])
+            out = out[:, :ready] * gain[:, :ready]
+            level = LevelState(sums, seen, gain[:, ready:].clone())
+        elif level:
+            out = out * _deviation(level)
+        return out.to(samples.dtype), new._replace(level=level)
 
     def _run(self, x: Tensor, state: DemucsState, schedule: Schedule, *, final: bool) -> tuple[Tensor, DemucsState]:
         """Push ``[B, n]`` samples through; ``final`` also gives out what awaits samples that never come."""
@@ -425,6 +446,11 @@ class SlimDemucs(nn.Module):
             state.router,
             samples,
         )
+
+
+def _deviation(level: tuple[Tensor, ...]) -> Tensor:
+    """Of the whole signal, given or as far as it is known: ``[B, 1]``."""
+    return level[0] if len(level) == 1 else level[0].sqrt()
 
 
 def _join(earlier: Tensor, later: Tensor) -> Tensor:

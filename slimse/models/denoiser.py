@@ -109,7 +109,8 @@ def _infer_config(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> 
         if name in values:
             values[name] = value
     layers = len([name for name in state if re.fullmatch(r"lstm\.lstm\.weight_ih_l\d+", name)])
-    return SlimDemucsConfig(**values, **seen, rnn="lstm", rnn_layers=layers, reference_level=1.0)
+    level = "signal" if values.pop("normalize") else "none"
+    return SlimDemucsConfig(**values, **seen, rnn="lstm", rnn_layers=layers, level=level)
 
 
 def _rename(name: str, config: SlimDemucsConfig) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..nn import GroupedGRU, SincDownsample, SincUpsample, SlimLSTMStack
+from ..nn import GroupedGRU, RunningLevel, SincDownsample, SincUpsample, SlimLSTMStack
 
 if TYPE_CHECKING:
     from .demucs import SlimDemucs
@@ -32,6 +32,7 @@ class PlainDemucs(nn.Module):
         config = model.config
         self.config, self.uf = config, config.ufs.validate(uf)
         self.first, self.hop = model.receptive_samples(1), model.hop
+        self.level = RunningLevel(config.sample_rate)
         self.up: Sequence[SincUpsample]
         self.down: Sequence[SincDownsample]
         self.add_module("up", nn.ModuleList(SincUpsample() for _ in model.up))
@@ -58,10 +59,12 @@ class PlainDemucs(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         """Enhance ``[B, 1, T]``."""
         samples = noisy.shape[2]
-        x = noisy[:, 0] / self.config.reference_level
-        if self.config.normalize:
-            scale = noisy[:, 0].std(1, keepdim=True) if samples > 1 else torch.zeros_like(x)
-            x = x / (self.config.floor + scale)
+        x, gain = noisy[:, 0], torch.ones_like(noisy[:, 0])
+        if self.config.level == "signal":
+            gain = x.std(1, keepdim=True) if samples > 1 else torch.zeros_like(x)
+            x = x / (self.config.floor + gain)
+        elif self.config.level == "running":
+            x, (_, _, gain) = self.level(x, self.level.initial_state(x))
         frames = max(1, 1 - (self.first - samples) // self.hop)
         x = nn.functional.pad(x, (0, self.first + (frames - 1) * self.hop - samples))
         for stage in self.up:
@@ -77,8 +80,7 @@ class PlainDemucs(nn.Module):
         x = x[:, 0]
         for half in self.down:
             x, _ = half(x, half.initial_buffer(x), final=True)
-        x = x[:, :samples] * self.config.reference_level
-        return (x * scale if self.config.normalize else x).unsqueeze(1)
+        return (x[:, :samples] * gain).unsqueeze(1)
 
 
 class _GRUs(nn.Module):

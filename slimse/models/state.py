@@ -32,7 +32,8 @@ class DemucsState(NamedTuple):
     down: tuple[Tensor, ...]
     """Per down-sampling stage, samples that later outputs need: ``[B, n]``."""
     level: tuple[Tensor, ...]
-    """Of a normalising model, ``[B, 1]`` each: mean square so far and samples seen, or one given deviation."""
+    """Running: a `LevelState`. Of the whole signal, ``[B, 1]`` each: mean square so far and samples seen, or one given
+    deviation. None: empty."""
     router: RouterState | tuple[()]
     """Of a model with a router, which hears the frames that it decides and no others."""
     samples: int

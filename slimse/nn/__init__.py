@@ -2,6 +2,7 @@
 
 from .blocks import DecoderBlock, EncoderBlock
 from .layers import SlimConv1d, SlimConvTranspose1d, SlimLinear
+from .level import LevelState, RunningLevel
 from .recurrent import GroupedGRU, SlimGRU, SlimLSTM, SlimLSTMStack
 from .resample import SincDownsample, SincUpsample
 
@@ -9,6 +10,8 @@ __all__ = [
     "DecoderBlock",
     "EncoderBlock",
     "GroupedGRU",
+    "LevelState",
+    "RunningLevel",
     "SincDownsample",
     "SincUpsample",
     "SlimConv1d",

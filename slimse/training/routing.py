@@ -225,7 +225,8 @@ def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
     grid = router.budgets[0] ** (1 - steps)
     # What the router hears does not depend on the budget: once is enough.
     state = router.initial_state(len(noisy))
-    signal = torch.cat([state.samples, noisy[:, 0] / model.config.reference_level], dim=1)
+    normalised, _ = model.normalised(noisy[:, 0], model.initial_state(len(noisy)))
+    signal = torch.cat([state.samples, normalised], dim=1)
     levels = router.levels(signal[:, : signal.shape[1] - noisy.shape[2] % model.hop])
     ufs = levels.new_tensor(model.config.ufs)
     least = router.budgets[:1].expand(len(noisy))
