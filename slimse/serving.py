@@ -51,7 +51,9 @@ class StreamBatch:
         self, model: SlimDemucs, capacity: int, *, backend: str | None = None, graph: bool | None = None
     ) -> None:
         if not model.config.causal or model.config.level == "signal":
-            raise ValueError("expected a causal model with another level than 'signal': that of a live signal is not known")
+            raise ValueError(
+                "expected a causal model with another level than 'signal': that of a live signal is not known"
+            )
         if capacity < 1:
             raise ValueError(f"capacity = {capacity}: expected 1 or more")
         self.model, self.capacity = model, capacity

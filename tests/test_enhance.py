@@ -216,7 +216,7 @@ def test_at_another_rate_it_is_the_models_output_resampled_and_aligned(model: Sl
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_models_that_normalise_get_the_level_of_the_whole_signal(causal: bool) -> None:
-    config = SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", normalize=True, causal=causal)
+    config = SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", level="signal", causal=causal)
     model = SlimDemucs(config).eval()
     x = noise(1, 70_001)
     x[:, :30_000] *= 0.01

@@ -200,7 +200,7 @@ def test_weights_with_and_without_a_router_are_read(tmp_path):
         (lambda: RouterConfig(units=0), "units = 0"),
         (lambda: RouterConfig(kernel_size=8), "kernel_size = 8"),
         (lambda: replace(PRESETS["small"], router=RouterConfig(stride=24)), "stride = 24"),
-        (lambda: replace(PRESETS["dns48"], router=RouterConfig()), "normalize = True"),
+        (lambda: replace(PRESETS["dns48"], router=RouterConfig()), "level = .signal."),
     ],
 )
 def test_errors_say_what_was_expected(call, message):

@@ -157,4 +157,4 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="graph = True cannot run here: the model is on cpu"):
         StreamBatch(model, 1, graph=True)
     with pytest.raises(ValueError, match="does not normalise"):
-        StreamBatch(SlimDemucs(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", normalize=True)), 1)
+        StreamBatch(SlimDemucs(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", level="signal")), 1)

@@ -197,7 +197,7 @@ def test_width_can_change_at_every_feed(relative_error):
 
 @torch.no_grad()
 def test_normalising_model_with_the_deviation_given(relative_error):
-    model = SlimDemucs(SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", normalize=True)).eval()
+    model = SlimDemucs(SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", level="signal")).eval()
     noisy = 0.05 * torch.randn(1200)
     given = run_in_chunks(Streamer(model, input_std=float(noisy.std())), noisy, [100])
     assert relative_error(given, model(noisy[None, None])[0, 0]) < 1e-5

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from . import layout as f
 from .kernels import _LANES, _NONE, _decode, _downsample, _encode, _jit, _product, _upsample
-from .stream import _overlap, _sample
+from .stream import _overlap, _sample, give, take
 from .vector import gru_cell, move
 
 
@@ -92,7 +92,8 @@ def _take(x, mem, own, scratch, const, shape, levels):
     signal_at = levels[0, f.AT] + levels[0, f.LAG]
     to = shape[f.UP_AT] + own[f.UP_COUNT] if stages else signal_at
     for j in range(hop):
-        mem[to + j] = _sample(x, pending_at, mem, pending, j) / const[f.REFERENCE]
+        mem[to + j] = _sample(x, pending_at, mem, pending, j)
+    take(mem, own, const, shape, to, hop)
     for j in range(pending):
         mem[pending_at + j] = _sample(x, pending_at, mem, pending, hop + j)
     own[f.SAMPLES] += hop
@@ -115,7 +116,8 @@ def _give(out, mem, own, scratch, const, shape, levels):
         count = _downsample(mem, scratch, own, const, shape, stage, count, to, False)
     start = shape[f.DOWN_AT] + stages * shape[f.DOWN_STEP]
     for j in range(count):
-        out[j] = mem[start + j] * const[f.REFERENCE]
+        out[j] = mem[start + j]
+    give(out[:count], mem, own, shape, count)
 
 
 @_jit

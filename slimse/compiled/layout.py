@@ -23,7 +23,7 @@ BLOCK = 64
 # Fields of ``shape``; ``*_AT`` are offsets in ``mem``, or in ``scratch`` from SUM_AT on.
 STAGES, DEPTH, KERNEL, STRIDE, HOP, FIRST, FRAMES, UFS, GROUPS, UNITS, LAYERS = range(11)
 LEVEL_AT, UP_AT, UP_STEP, DOWN_AT, DOWN_STEP, RNN_AT, PENDING_AT = range(11, 18)
-SUM_AT, HIDDEN_AT, GATES_AT, WIDE_AT, X_AT, FIR_AT, FIR_STEP, SHAPE = range(18, 26)
+SUM_AT, HIDDEN_AT, GATES_AT, WIDE_AT, X_AT, FIR_AT, FIR_STEP, GAIN_AT, SHAPE = range(18, 27)
 # Fields of ``levels[i]``: level 0 is the up-sampled signal. STEP is the distance of two positions in ``mem``.
 RATE, LAG, STEP, AT, TAIL_AT, LEVEL = range(6)
 # Fields of ``mats[m]``. Level ``i`` has the matrices ``OF_LEVEL * (i - 1) + ENC_CONV`` and so on, the bottleneck what
@@ -31,10 +31,12 @@ RATE, LAG, STEP, AT, TAIL_AT, LEVEL = range(6)
 W_AT, BIAS_AT, W_STEP, W_NEXT, W_GROUP, VECTORS, MAT = range(7)
 ENC_CONV, ENC_GLU, DEC_GLU, DEC_CONV, NARROW, OF_LEVEL = range(6)
 NARROW_UNITS = LANES // 2
+# What LEVEL_AT begins with; the numbers of the level follow.
+NO_LEVEL, GIVEN_LEVEL, SEEN_LEVEL, RUNNING_LEVEL = range(4)
 # Fields of ``const`` and where its filter taps, its zeros and then the biases begin.
-REFERENCE, FLOOR, TAPS_AT, ZEROS_AT, CONST = 0, 1, 16, 16 + TAPS, 16 + TAPS + 64
-# Fields of ``ints``: samples that wait per stage, samples seen, samples pending, then scratch.
-UP_COUNT, DOWN_COUNT, SAMPLES, PENDING, PICKED, TARGET, SLOTS = 0, 2, 4, 5, 8, 8 + BLOCK, 8 + 2 * BLOCK
+FLOOR, RATES_AT, TAPS_AT, ZEROS_AT, CONST = 0, 1, 16, 16 + TAPS, 16 + TAPS + 64
+# Fields of ``ints``: samples that wait per stage, samples seen, samples pending, gains that wait, then scratch.
+UP_COUNT, DOWN_COUNT, SAMPLES, PENDING, GAINS, PICKED, TARGET, SLOTS = 0, 2, 4, 5, 6, 8, 8 + BLOCK, 8 + 2 * BLOCK
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -73,7 +75,11 @@ class Weights:
         self.weights = np.concatenate(self._weights)
         taps = filter_taps().float().numpy()
         head = np.zeros(CONST, np.float32)
-        head[REFERENCE], head[FLOOR], head[TAPS_AT : TAPS_AT + TAPS] = config.reference_level, config.floor, taps
+        head[FLOOR], head[RATES_AT : RATES_AT + 3], head[TAPS_AT : TAPS_AT + TAPS] = (
+            config.floor,
+            model.level.rates,
+            taps,
+        )
         self.const = np.concatenate([head, *self._biases])
         self.mats = np.array(self._mats, np.int64)
         del self._weights, self._biases, self._mats
@@ -169,6 +175,8 @@ class Places:
         shape[LEVEL_AT] = mem.reserve(LANES)
         shape[RNN_AT] = mem.reserve((groups or 2 * config.rnn_layers) * weights.units)
         shape[PENDING_AT] = mem.reserve(max(model.first_samples, model.hop))
+        full = 1 + model.first_samples // model.hop
+        shape[GAIN_AT] = mem.reserve(model.first_samples + full * model.hop - model.emitted(full) + frames * model.hop)
         for level in range(depth + 1):
             rate = frame_map.rate(level)
             lag = frame_map.lead(level) + 1 - rate if level else kernel - stride

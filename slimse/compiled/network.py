@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..models import DemucsState, SlimDemucs
+from ..nn import LevelState
 from ..width import UF
 from . import layout as f
 from .layout import Floats, Ints, Places, Weights
 from .router import CompiledRouter, Heard
-from .stream import feed
+from .stream import feed, normalise
 
 FRAMES = 32
 """Most frames of one pass over the levels: in a long chunk, each pass reads every weight from memory once."""
@@ -124,39 +125,53 @@ class CompiledStream:
         for _, lag, step, at, tail_at in levels:
             self._mem[tail_at : tail_at + overlap * step] = 0
             self._mem[at : at + lag * step] = 0
+        stages, ints, shape = len(state.up), self._ints, self._places.shape
+        mode = self._mode(state)
+        self._mem[int(shape[f.LEVEL_AT])] = mode
+        ints[f.GAINS] = state.level[2].shape[1] if mode == f.RUNNING_LEVEL else 0
         for part, tensor in self._parts(state):
             part[...] = tensor.numpy()
-        stages, ints, shape = len(state.up), self._ints, self._places.shape
         ints[f.UP_COUNT : f.UP_COUNT + stages] = [buffer.shape[1] for buffer in state.up]
         ints[f.DOWN_COUNT : f.DOWN_COUNT + stages] = [buffer.shape[1] for buffer in state.down]
         ints[f.SAMPLES], ints[f.PENDING] = state.samples, len(pending)
         self._mem[shape[f.PENDING_AT] :][: len(pending)] = pending
-        level_at = int(shape[f.LEVEL_AT])
-        values = [len(state.level), *(float(value) for value in state.level)]
-        self._mem[level_at : level_at + len(values)] = values
         self._count(state.samples + len(pending))
 
     def save(self) -> tuple[DemucsState, Floats]:
         """The state and the samples that do not fill a frame yet, as copies."""
-        shape = self._places.shape
         state = self._blank(self.samples)
         for part, tensor in self._parts(state):
             tensor.copy_(torch.from_numpy(part))
-        level_at = int(shape[f.LEVEL_AT])
-        for index, value in enumerate(state.level):
-            value.fill_(float(self._mem[level_at + 1 + index]))
         return state, self.pending.copy()
+
+    def _mode(self, state: DemucsState) -> int:
+        """What kind of level a state has."""
+        if self.model.config.level == "running":
+            return f.RUNNING_LEVEL
+        return (f.NO_LEVEL, f.GIVEN_LEVEL, f.SEEN_LEVEL)[len(state.level)]
+
+    def normalised(self, x: Floats) -> Floats:
+        """``[n]`` samples behind those that frames have taken, as the network will have them. The stream stays."""
+        shape, mem = self._places.shape, self._mem
+        at = int(shape[f.LEVEL_AT])
+        if mem[at] != f.RUNNING_LEVEL:
+            return x
+        out, const = np.empty_like(x), self._arrays[1]
+        normalise(x, mem[at + 1 : at + 7].copy(), const[f.RATES_AT : f.RATES_AT + 3], out, np.empty_like(x))
+        return out
 
     def _blank(self, samples: int) -> DemucsState:
         """A state of the sizes that this one has now."""
         model, config = self.model, self.model.config
         mode = int(self._mem[int(self._places.shape[f.LEVEL_AT])])
-        fresh = model.initial_state(input_std=1.0 if mode == 1 else None)
+        fresh = model.initial_state(input_std=1.0 if mode == f.GIVEN_LEVEL else None)
         counts = self._ints
         stages = range(len(fresh.up))
         up = tuple(torch.zeros(1, int(counts[f.UP_COUNT + stage])) for stage in stages)
         down = tuple(torch.zeros(1, int(counts[f.DOWN_COUNT + stage])) for stage in stages)
         level = tuple(value.clone() for value in fresh.level)
+        if mode == f.RUNNING_LEVEL:
+            level = LevelState(level[0], level[1], torch.zeros(1, int(counts[f.GAINS])))
         if not samples:
             return fresh._replace(up=up, down=down, level=level)
         overlap, levels = config.kernel_size - config.stride, range(config.depth + 1)
@@ -178,6 +193,15 @@ class CompiledStream:
         for stage, (up, down) in enumerate(zip(state.up, state.down, strict=True)):
             yield rows(shape[f.UP_AT] + stage * shape[f.UP_STEP], 1, up.shape[1], up.shape[1]), up
             yield rows(shape[f.DOWN_AT] + stage * shape[f.DOWN_STEP], 1, down.shape[1], down.shape[1]), down
+        level_at = int(shape[f.LEVEL_AT])
+        if self.model.config.level == "running":
+            sums, seen, gain = state.level
+            yield rows(level_at + 1, 1, 3, 3), sums
+            yield rows(level_at + 4, 1, 3, 3), seen
+            yield rows(int(shape[f.GAIN_AT]), 1, gain.shape[1], gain.shape[1]), gain
+        else:
+            for index, value in enumerate(state.level):
+                yield rows(level_at + 1 + index, 1, 1, 1), value
         hidden = [*state.rnn[0][:, 0]] if shape[f.GROUPS] else [tensor[0] for tensor in state.rnn]
         for index, tensor in enumerate(hidden):
             yield rows(shape[f.RNN_AT] + index * shape[f.UNITS], 1, shape[f.UNITS], len(tensor))[0], tensor
@@ -212,7 +236,7 @@ class CompiledStreams:
         scratch = np.zeros(places.scratch_size, np.float32)
         self._model = model
         self._streams = [CompiledStream(model, weights, Buffers.new(places, scratch)) for _ in range(streams)]
-        self._router = CompiledRouter(model.router, model.config.reference_level) if model.router else None
+        self._router = CompiledRouter(model.router) if model.router else None
         self._heard: Heard
         self._uniform = {uf: np.full((streams, 1), index) for index, uf in enumerate(model.config.ufs)}
 
@@ -243,6 +267,7 @@ class CompiledStreams:
         early = self._model.early(self.samples)
         heard = np.concatenate([np.stack([stream.pending for stream in self._streams]), x], axis=1)
         heard = heard[:, : early + frames * self._model.hop]
+        heard = np.stack([stream.normalised(row) for stream, row in zip(self._streams, heard, strict=True)])
         choice, self._heard = self._router.choose(heard, early, frames, budget, self._heard, shared)
         return choice
 

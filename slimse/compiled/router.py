@@ -33,10 +33,9 @@ class CompiledRouter:
 
     Args:
         router: float32, on the CPU.
-        reference: the level that its input is divided by.
     """
 
-    def __init__(self, router: Router, reference: float) -> None:
+    def __init__(self, router: Router) -> None:
         weights = (
             *(router.conv.weight.t(), router.conv.bias, router.input.weight.t(), router.diagonal, router.bias_hh),
             *(router.output.weight[0], router.bias_ih, router.bias_width, router.budgets, router.asked, router.octaves),
@@ -44,7 +43,6 @@ class CompiledRouter:
         # The vector axis last.
         self._arrays = [weight.detach().contiguous().numpy().copy() for weight in weights]
         self._hop, self._stride, self._ufs = router.hop, router.config.stride, len(router.ufs)
-        self._reference = np.float32(reference)
 
     def choose(
         self, x: Floats, early: int, frames: int, budget: Floats, state: Heard, shared: bool
@@ -52,7 +50,7 @@ class CompiledRouter:
         """Decide for ``frames`` frames of every stream.
 
         Args:
-            x: ``[B, n]``; silence follows them.
+            x: ``[B, n]``, normalised; silence follows them.
             early: of them, those before the last hop of the first frame, which are context.
             frames: how many.
             budget: ``[B]``, before calibration.
@@ -66,7 +64,7 @@ class CompiledRouter:
         signal = np.zeros((batch, context + early + frames * self._hop), np.float32)
         signal[:, :context] = state.samples
         heard = min(x.shape[1], signal.shape[1] - context)
-        np.divide(x[:, :heard], self._reference, out=signal[:, context : context + heard])
+        signal[:, context : context + heard] = x[:, :heard]
         hidden = state.hidden.copy()
         logits = np.empty((batch, frames, self._ufs), np.float32)
         _logits(signal[:, early:], self._hop, self._stride, budget, hidden, *self._arrays, logits)

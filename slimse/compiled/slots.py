@@ -38,7 +38,7 @@ class CompiledSlots:
         self.choice = torch.zeros(capacity, dtype=torch.int64)
         self._budgets: dict[int, float] = {}
         if model.router is not None:
-            self._router = CompiledRouter(model.router, model.config.reference_level)
+            self._router = CompiledRouter(model.router)
             self._heard = Heard.of(model.router.initial_state(capacity))
 
     def join(self, slot: int) -> None:
@@ -98,6 +98,7 @@ class CompiledSlots:
     def _decided(self, slots: list[int], used: Floats, early: int, frames: int) -> Ints:
         """Indices of UFs ``[slots, frames]``, from the samples of these frames; the router has then heard them."""
         state = Heard(*(part[slots] for part in self._heard))
+        used = np.stack([self._streams[slot].normalised(row) for slot, row in zip(slots, used, strict=True)])
         budgets = np.array([self._budgets[slot] for slot in slots], np.float32)
         choice, state = self._router.choose(used, early, frames, budgets, state, False)
         for part, new in zip(self._heard, state, strict=True):

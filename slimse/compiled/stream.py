@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..nn.level import FAST_SHARE
+from ..nn.level import FLOOR as LEVEL_FLOOR
 from . import STEP_FRAMES
 from . import layout as f
 from .kernels import _LANES, _NONE, _ZERO, _decode, _downsample, _encode, _jit, _product, _upsample, _vectors
 from .vector import add, gru_cell, lstm_cell, move
+
+_TINY = 1e-30
 
 
 @_jit
@@ -203,19 +207,66 @@ def _sample(x, pending_at, mem, pending, j):
 
 @_jit
 def _level(x, start, count, mem, ints, const, shape):
-    """What to divide the input by and multiply the output with, from the next ``count`` samples; see `_levelled`."""
+    """What to divide the input by and multiply the output with, from the next ``count`` samples; not if running."""
     at, pending_at, pending = shape[f.LEVEL_AT], shape[f.PENDING_AT], ints[f.PENDING]
-    mode, reference = mem[at], const[f.REFERENCE]
-    if mode == 0:
-        return reference, reference
-    if mode == 2 and count:
+    mode = mem[at]
+    if mode in (f.NO_LEVEL, f.RUNNING_LEVEL):
+        return np.float32(1), np.float32(1)
+    if mode == f.SEEN_LEVEL and count:
         total, power = mem[at + 2] + np.float32(count), 0.0
         for j in range(start, start + count):
             power += _sample(x, pending_at, mem, pending, j) ** 2
         mem[at + 1] += (np.float32(power / count) - mem[at + 1]) * (np.float32(count) / total)
         mem[at + 2] = total
-    scale = np.sqrt(mem[at + 1]) if mode == 2 else mem[at + 1]
-    return (const[f.FLOOR] + scale) * reference, scale * reference
+    scale = np.sqrt(mem[at + 1]) if mode == f.SEEN_LEVEL else mem[at + 1]
+    return const[f.FLOOR] + scale, scale
+
+
+@_jit
+def normalise(x, sums, rates, out, gain):
+    """`slimse.nn.RunningLevel` on ``[n]``; ``sums`` ``[6]`` is brought forward. ``out`` may be ``x``."""
+    offset, slow, fast = float(sums[0]), float(sums[1]), float(sums[2])
+    one, two, three = float(sums[3]), float(sums[4]), float(sums[5])
+    share, share_slow, share_fast = -np.expm1(-rates[0]), -np.expm1(-rates[1]), -np.expm1(-rates[2])
+    for j in range(len(x)):
+        v = x[j] - offset / one if one > 0 else 0.0
+        offset += share * (x[j] - offset)
+        one += share * (1 - one)
+        slow += share_slow * (v * v - slow)
+        two += share_slow * (1 - two)
+        fast += share_fast * (v * v - fast)
+        three += share_fast * (1 - three)
+        recent = fast / three
+        level = np.sqrt(max(slow / two, FAST_SHARE * recent))
+        out[j] = v / (level + LEVEL_FLOOR)
+        gain[j] = level * (recent / (recent + LEVEL_FLOOR * LEVEL_FLOOR))
+    # Numbers too small for a full mantissa, as silence leaves them, take processors many times as long.
+    sums[0] = offset if abs(offset) > _TINY else 0.0
+    sums[1] = slow if slow > _TINY else 0.0
+    sums[2] = fast if fast > _TINY else 0.0
+    sums[3], sums[4], sums[5] = one, two, three
+
+
+@_jit
+def take(mem, ints, const, shape, to, count):
+    """Normalise ``count`` new samples at ``to`` if the level is running; their gains wait for the output."""
+    at, gain_at = shape[f.LEVEL_AT], shape[f.GAIN_AT] + ints[f.GAINS]
+    if mem[at] == f.RUNNING_LEVEL:
+        x, rates = mem[to : to + count], const[f.RATES_AT : f.RATES_AT + 3]
+        normalise(x, mem[at + 1 : at + 7], rates, x, mem[gain_at : gain_at + count])
+        ints[f.GAINS] += count
+
+
+@_jit
+def give(out, mem, ints, shape, count):
+    """Multiply ``count`` samples of output with their gains if the level is running."""
+    if mem[shape[f.LEVEL_AT]] == f.RUNNING_LEVEL:
+        gain_at, left = shape[f.GAIN_AT], ints[f.GAINS] - count
+        for j in range(count):
+            out[j] *= mem[gain_at + j]
+        for j in range(left):
+            mem[gain_at + j] = mem[gain_at + count + j]
+        ints[f.GAINS] = left
 
 
 @_jit
@@ -249,6 +300,7 @@ def feed(x, choice, out, finish, pad, w, const, mem, scratch, ints, shape, level
                 to = x_at + (levels[0, f.LAG] if ints[f.SAMPLES] else 0)
             for j in range(count):
                 mem[to + j] = _sample(x, pending_at, mem, pending, done + j) / divisor
+            take(mem, ints, const, shape, to, count)
             if last:
                 for j in range(count, count + pad):
                     mem[to + j] = _ZERO
@@ -257,6 +309,7 @@ def feed(x, choice, out, finish, pad, w, const, mem, scratch, ints, shape, level
             got = min(got, len(out) - ready)
             for j in range(got):
                 out[ready + j] = mem[out_at + j] * factor
+            give(out[ready : ready + got], mem, ints, shape, got)
             ready += got
             ints[f.SAMPLES] += count
             done, frames, frame = done + count, frames - now, frame + now

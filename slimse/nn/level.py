@@ -31,8 +31,8 @@ class LevelState(NamedTuple):
 class RunningLevel(nn.Module):
     """Divide a signal by its level so far, and remember what to multiply the result with.
 
-    With ``m``, ``s`` and ``f`` the exponentially weighted means of the samples (0.1 s), and of the power of the samples
-    less ``m`` (2 s and 0.02 s), each over the past and the sample itself:
+    With ``m`` the exponentially weighted mean of the samples before this one (0.1 s), and ``s`` and ``f`` those of the
+    power of ``x - m`` up to this sample (2 s and 0.02 s):
 
         ``level = sqrt(max(s, f / 8))``
         ``normalised = (x - m) / (level + 1e-6)``
@@ -40,7 +40,7 @@ class RunningLevel(nn.Module):
 
     The means are fast at the start, as there is little to average, and slow later. A sudden sound raises the level at
     once; after it, the level falls over seconds. ``gain`` differs from the divisor below -100 dBFS alone: silence
-    comes out as silence.
+    comes out as silence. At the first sample of a signal ``x - m`` is 0.
 
     Args:
         sample_rate: Hz.
@@ -64,26 +64,29 @@ class RunningLevel(nn.Module):
         sums, seen = state.sums.unbind(1), state.seen.unbind(1)
         # Autocast would round the means, and a level that jumps is heard.
         with torch.autocast(x.device.type, enabled=False):
-            offset, *ends = _mean(x, sums[0], seen[0], self.rates[0])
-            x = x - offset
-            power = x.square()
-            slow, *slow_ends = _mean(power, sums[1], seen[1], self.rates[1])
-            fast, *fast_ends = _mean(power, sums[2], seen[2], self.rates[2])
-            level = torch.maximum(slow, FAST_SHARE * fast).sqrt()
-            gain = level * (fast / (fast + FLOOR**2))
-            new_sums, new_seen = (torch.stack(parts, 1) for parts in zip(ends, slow_ends, fast_ends, strict=True))
-            return x / (level + FLOOR), LevelState(new_sums, new_seen, torch.cat([state.gain, gain], dim=1))
+            means, shares = _sums(x, sums[0], seen[0], self.rates[0])
+            earlier, share = (torch.cat([a[:, None], b[:, :-1]], 1) for a, b in ((sums[0], means), (seen[0], shares)))
+            # Where nothing came before, any difference would be rounding, which the division would blow up.
+            x = torch.where(share > 0, x - earlier / share.clamp(min=1e-12), 0)
+            slow, slow_shares = _sums(x.square(), sums[1], seen[1], self.rates[1])
+            fast, fast_shares = _sums(x.square(), sums[2], seen[2], self.rates[2])
+            recent = fast / fast_shares
+            level = torch.maximum(slow / slow_shares, FAST_SHARE * recent).sqrt()
+            gain = level * (recent / (recent + FLOOR**2))
+            ends = (
+                torch.stack([part[:, -1] for part in parts], 1)
+                for parts in ((means, slow, fast), (shares, slow_shares, fast_shares))
+            )
+            return x / (level + FLOOR), LevelState(*ends, torch.cat([state.gain, gain], dim=1))
 
 
-def _mean(x: Tensor, total: Tensor, seen: Tensor, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Exponentially weighted mean at every sample of ``x`` ``[B, n]``, and both sums behind the last, ``[B]``."""
-    share = -math.expm1(-rate)
-    sums = _leaky_sum(share * x, total, rate)
+def _sums(x: Tensor, total: Tensor, seen: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Leaky sums of ``x`` ``[B, n]`` and of ones, up to every sample; the quotient is the weighted mean."""
+    sums = _leaky_sum(-math.expm1(-rate) * x, total, rate)
     steps = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=torch.float64)
     # In float64: the first weights of a slow mean are the difference of two numbers near 1.
     fresh = -torch.expm1(-rate * steps)
-    weights = (fresh + seen.double().unsqueeze(1) * (1 - fresh)).to(x.dtype)
-    return sums / weights, sums[:, -1], weights[:, -1]
+    return sums, (fresh + seen.double().unsqueeze(1) * (1 - fresh)).to(x.dtype)
 
 
 def _leaky_sum(x: Tensor, carry: Tensor, rate: float) -> Tensor:

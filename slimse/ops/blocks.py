@@ -7,6 +7,9 @@ image. Weights are stored with the slimmed axis first, so width ``k`` reads rows
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,10 +36,47 @@ def _strided_conv_transpose(x: Tensor, weight: Tensor, stride: int, channels: in
     batch, time, _ = x.shape
     block = stride * channels
     reach = weight.shape[1] // block
-    out = F.pad(x @ weight[:, :block], (0, 0, 0, reach - 1))
-    for tap in range(1, reach):
-        out = out + F.pad(x @ weight[:, tap * block : (tap + 1) * block], (0, 0, tap, reach - 1 - tap))
-    return out.reshape(batch, (time + reach - 1) * stride, channels)
+    taps = (x @ weight[:, tap * block : (tap + 1) * block] for tap in range(reach))
+    return _overlap_add(list(taps)).reshape(batch, (time + reach - 1) * stride, channels)
+
+
+def _overlap_add(taps: list[Tensor]) -> Tensor:
+    """The sum of ``taps`` ``[B, T, n]``, each shifted by one position against the one before: ``[B, T + taps - 1, n]``."""
+    out = F.pad(taps[0], (0, 0, 0, len(taps) - 1))
+    for tap, part in enumerate(taps[1:], start=1):
+        out = out + F.pad(part, (0, 0, tap, len(taps) - 1 - tap))
+    return out
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order, whose gradient is a gather too: `index_select` would add them up one by one."""
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return x.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _Permute.apply(grads[0], inverse, order), None, None
+
+
+def _by_width(rows: Tensor, width: Tensor, run: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """``run(some rows, their width)`` for each width of ``[B, P]``, in the order of ``rows`` ``[B * P, n]``.
+
+    Every row costs what its own width costs.
+    """
+    flat = width.reshape(-1)
+    order = flat.argsort(stable=True)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    widths, counts = flat[order].unique_consecutive(return_counts=True)
+    parts = _Permute.apply(rows, order, inverse).split(counts.tolist())
+    out = torch.cat([run(part, k) for part, k in zip(parts, widths.tolist(), strict=True)])
+    return _Permute.apply(out, inverse, order)
 
 
 def encoder_block(
@@ -62,6 +102,17 @@ def encoder_block(
     Returns:
         ``[B, P, C]`` with ``P = floor((T - K) / S) + 1`` (0 if ``T < K``), always full width.
     """
+    if isinstance(width, Tensor) and width.numel():
+        block = stride * x.shape[2]
+        blocks = x[:, : x.shape[1] // stride * stride].reshape(len(x), -1, block)
+        reach, positions = conv_weight.shape[1] // block, width.shape[1]
+        windows = torch.cat([blocks[:, tap : tap + positions] for tap in range(reach)], dim=2).flatten(0, 1)
+
+        def run(rows: Tensor, k: int) -> Tensor:
+            hidden = torch.relu(F.linear(rows, conv_weight[:k], conv_bias[:k]))
+            return slim_linear_glu(hidden, glu_weight, glu_bias, k, "input")
+
+        return _by_width(windows, width, run).unflatten(0, width.shape)
     k = max_width(width, conv_weight.shape[0])
     hidden = torch.relu(_strided_conv(x, conv_weight[:k], conv_bias[:k], stride))
     return slim_linear_glu(hidden, glu_weight, glu_bias, width, "input")
@@ -98,7 +149,15 @@ def decoder_block(
     Returns:
         ``[B, S T + K - S, C_out]``.
     """
-    hidden = gated_units(x if skip is None else x + skip, glu_weight, glu_bias, width)
-    out = _strided_conv_transpose(hidden, conv_weight[: hidden.shape[-1]], stride, channels)
+    x = x if skip is None else x + skip
+    if isinstance(width, Tensor) and width.numel():
+        wide = _by_width(
+            x.flatten(0, 1), width, lambda rows, k: gated_units(rows, glu_weight, glu_bias, k) @ conv_weight[:k]
+        )
+        taps = wide.unflatten(0, width.shape).split(stride * channels, dim=2)
+        out = _overlap_add(list(taps)).reshape(len(x), -1, channels)
+    else:
+        hidden = gated_units(x, glu_weight, glu_bias, width)
+        out = _strided_conv_transpose(hidden, conv_weight[: hidden.shape[-1]], stride, channels)
     out = out if conv_bias is None else out + conv_bias.to(out.dtype)
     return torch.relu(out) if relu else out

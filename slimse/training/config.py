@@ -90,7 +90,8 @@ class TrainConfig:
     """Of a folder of pairs: files whose names begin with one of these and ``_`` are watched, not trained on."""
     valid_items: int = 10
     """Pairs used in the validation during training."""
-    precision: str = "bf16-mixed"
+    precision: str = "auto"
+    """Lightning's, or ``"auto"``: ``bf16-mixed`` where the device multiplies bf16 fast, else ``32-true``."""
     workers: int = 1
     seed: int = 1
     mixing: Recipe = field(default_factory=Recipe)

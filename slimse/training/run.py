@@ -17,6 +17,7 @@ from ..models import PRESETS, RouterConfig, SlimDemucs
 from .config import TrainConfig
 from .data import TrainingData
 from .module import SlimmableTraining
+from .optimizer import multiplies_bf16
 from .routing import calibrate
 from .table import TableLogger
 
@@ -77,7 +78,7 @@ def train(
         num_nodes=nodes,
         max_steps=config.steps,
         max_epochs=-1,
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=_precision(config.precision),  # type: ignore[arg-type]
         gradient_clip_val=config.clip,
         callbacks=[averaging, last, LearningRateMonitor("step")],
         logger=_loggers(out, resume=checkpoint.exists()),
@@ -106,6 +107,13 @@ def train(
             calibrate(model, torch.stack([items[index][0] for index in range(_CALIBRATION_ITEMS)]))
         save(model, weights, notes={"training": config.to_dict()})
     return weights
+
+
+def _precision(precision: str) -> str:
+    if precision != "auto":
+        return precision
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16-mixed" if multiplies_bf16(device) else "32-true"
 
 
 def _loggers(out: Path, *, resume: bool) -> list[Logger]:
