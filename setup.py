@@ -16,11 +16,12 @@ METRICS = [
 ]
 TRAIN = [*PLOT, *METRICS, "lightning>=2.6"]
 TEST = [*TRAIN, "pytest>=8", "pytest-benchmark>=4", "hypothesis>=6"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 
 setup(
     name="slimse",
     version=VERSION.group(1),
-    description="Speech enhancement whose cost follows the difficulty of the sound: slimmable DEMUCS, offline and live",
+    description="Real-time speech enhancement with input-adaptive compute: slimmable DEMUCS, for files and live sound",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -50,7 +51,8 @@ setup(
         "train": TRAIN,
         "tensorboard": ["tensorboard>=2.10"],
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.12", "mypy>=1.14"],
+        "docs": DOCS,
+        "dev": [*TEST, *DOCS, "ruff>=0.12", "mypy>=1.14"],
     },
     entry_points={"console_scripts": ["slimse=slimse.cli:app"]},
     classifiers=[

@@ -1,0 +1,120 @@
+"""Write measured tables into the documents.
+
+    python bench/tables.py            # rewrite every table
+    python bench/tables.py --check    # change nothing; exit status 1 if a table is out of date
+
+A document asks for a table by a line ``<!-- table: NAME -->``; the table follows, up to ``<!-- end of table -->``.
+MACs are counted on the bundled weights as this script runs. Quality is read from ``bench/results/quality.json``, which
+
+    slimse evaluate NOISY CLEAN --budget 0.15 --budget 0.25 --budget 0.5 --budget 0.75 --json bench/results/quality.json
+
+writes, and which is measured again whenever the bundled weights change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import slimse
+from slimse.evaluation import METRICS
+from slimse.profiling import ModelProfile, profile
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "docs/concepts.md", "docs/results.md")
+QUALITY = ROOT / "bench" / "results" / "quality.json"
+PUBLISHED_MACS = (8_944, 15_664, 29_104, 55_985)
+"""Per input sample, at UF 0.125, 0.25, 0.5 and 1.0 (arXiv 2507.04879)."""
+SHORT = ("pesq", "stoi", "si_sdr")
+_TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with its first column to the left and all others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def macs(result: ModelProfile) -> str:
+    """What each width costs, beside what the paper publishes."""
+    widths = result.widths
+    head = ["", *(f"UF {width.uf:g}" for width in widths)]
+    widest = widths[-1].macs_per_sample
+    rows = [
+        ["MACs per sample", *(f"{width.macs_per_sample:,.0f}" for width in widths)],
+        ["published", *(f"{count:,}" for count in PUBLISHED_MACS)],
+        ["saving", *(f"{widest / width.macs_per_sample:.2f}x" for width in widths)],
+        ["weights read per frame (fp32)", *(f"{width.weight_bytes_per_frame / 1e6:.1f} MB" for width in widths)],
+    ]
+    return markdown(head, rows)
+
+
+def name(row: dict[str, Any]) -> str:
+    """What a row of scores was measured on."""
+    if row["uf"] is None:
+        return "noisy input"
+    return f"fixed UF {row['uf']:g}" if row["budget"] is None else f"router, budget {row['budget']:g}"
+
+
+def quality(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
+    """Mean scores of the noisy input, of each fixed UF and of each budget."""
+    head = ["", "average UF", "MACs per sample", *(METRICS[metric].title for metric in metrics)]
+    lines = []
+    for row in rows:
+        cost = ["", ""] if row["uf"] is None else [f"{row['uf']:.3f}", f"{row['macs_per_sample']:,.0f}"]
+        lines.append([name(row), *cost, *(f"{row[metric]:.{METRICS[metric].digits}f}" for metric in metrics)])
+    return markdown(head, lines)
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """What makes each table, by the name that documents use."""
+    rows = json.loads(QUALITY.read_text(encoding="utf-8"))["means"]
+    ends = [row for row in rows if row["budget"] is not None or row["uf"] in (None, 0.125, 1.0)]
+    return {
+        "macs": lambda: macs(profile(slimse.load())),
+        "quality": lambda: quality(rows, [metric for metric in METRICS if metric in rows[0]]),
+        "quality-short": lambda: quality(ends, SHORT),
+    }
+
+
+def filled(text: str, makers: dict[str, Callable[[], str]]) -> str:
+    """Return ``text`` with every table made anew.
+
+    Raises:
+        ValueError: for a name that is not in ``makers``.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        if match[2] not in makers:
+            raise ValueError(f"table {match[2]!r}: expected one of {sorted(makers)}")
+        return match[1] + makers[match[2]]() + match[3]
+
+    return _TABLE.sub(table, text)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a table is out of date")
+    check, makers = parser.parse_args().check, tables()
+    old = [document for document in DOCUMENTS if not _up_to_date(ROOT / document, makers, write=not check)]
+    for document in old:
+        print(f"{document}: tables {'are out of date' if check else 'rewritten'}")
+    if check and old:
+        raise SystemExit(1)
+
+
+def _up_to_date(path: Path, makers: dict[str, Callable[[], str]], *, write: bool) -> bool:
+    text = path.read_text(encoding="utf-8")
+    new = filled(text, makers)
+    if write and new != text:
+        path.write_text(new, encoding="utf-8")
+    return new == text
+
+
+if __name__ == "__main__":
+    main()
