@@ -31,7 +31,7 @@ setup(
     package_data={
         "slimse": ["py.typed", "weights/*", "assets/*"],
         "slimse.ops": ["tuned/*.json"],
-        "slimse.training": ["recipes/*.toml"],
+        "slimse.training": ["recipes/*.toml", "held_out.csv"],
     },
     install_requires=[
         "torch>=2.6",

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,18 @@ from slimse import PRESETS, SlimDemucs
 from slimse.audio.files import read_mono
 from slimse.checkpoint import save
 from slimse.cli import app
-from slimse.evaluation import METRICS, Dynamic, FileScores, Report, check_metrics, evaluate_pairs, find_pairs, score
+from slimse.evaluation import (
+    DEFAULT_METRICS,
+    METRICS,
+    Dynamic,
+    FileScores,
+    Report,
+    check_metrics,
+    evaluate_pairs,
+    find_pairs,
+    interval,
+    score,
+)
 from slimse.evaluation import metrics as metrics_module
 from slimse.evaluation.metrics import Scores
 from slimse.evaluation.routing import sentences, summarise
@@ -32,7 +44,9 @@ FAST = ("stoi", "si_sdr")
 """Scores for the tests of everything around the scores."""
 
 has = {name: all(importlib.util.find_spec(m) for m in metric.modules) for name, metric in METRICS.items()}
-pytestmark = pytest.mark.skipif(not all(has.values()), reason="needs the packages of the train extra")
+pytestmark = pytest.mark.skipif(
+    not all(has[name] for name in DEFAULT_METRICS), reason="needs the packages of the train extra"
+)
 real = pytest.mark.skipif(not MIXED.is_dir(), reason=f"needs the validation mixtures in {MIXED}")
 
 
@@ -100,7 +114,7 @@ def test_real_mixture_scores_as_computed_by_the_packages_themselves() -> None:
     pesq, pystoi = pytest.importorskip("pesq"), pytest.importorskip("pystoi")
     dnsmos = pytest.importorskip("speechmos.dnsmos")
     noisy, clean = (soundfile.read(MIXED / kind / REAL, dtype="float32")[0] for kind in ("noisy", "clean"))
-    values = score(noisy, clean, METRICS).values
+    values = score(noisy, clean, DEFAULT_METRICS).values
     assert values["pesq"] == pytest.approx(pesq.pesq(16_000, clean, noisy, "wb"), abs=1e-6)
     assert values["stoi"] == pytest.approx(pystoi.stoi(clean, noisy, 16_000), abs=1e-6)
     assert values["estoi"] == pytest.approx(pystoi.stoi(clean, noisy, 16_000, extended=True), abs=1e-4)
@@ -272,7 +286,9 @@ def test_wrong_arguments_raise(folders: tuple[Path, Path], model: SlimDemucs) ->
         evaluate_pairs([], model, metrics=FAST)
 
 
-def test_a_router_is_compared_with_the_staircase_and_the_input() -> None:
+def routed_report(widths: tuple[float, ...] = (0.5, 1.0)) -> Report:
+    """Three files at two widths, of 10 and 20 MACs, and at a budget that uses each for half of the frames."""
+
     def scores(si_sdr: float, stoi: float) -> Scores:
         return Scores({"si_sdr": si_sdr, "stoi": stoi}, {})
 
@@ -282,25 +298,77 @@ def test_a_router_is_compared_with_the_staircase_and_the_input() -> None:
             FileScores(file, None, scores(level, 0.5)),
             FileScores(file, 0.5, scores(level + 4, 0.7)),
             FileScores(file, 1.0, scores(level + 8, 0.9)),
-            FileScores(file, Dynamic(0.7), scores(level + 5, 0.6), chosen),
+            FileScores(file, Dynamic(0.7), scores(1.2 * level + 7, 0.6), chosen),
         ]
-    report = Report(("si_sdr", "stoi"), (None, 0.5, 1.0, Dynamic(0.7)), tuple(rows), {0.5: 10.0, 1.0: 20.0}, 1.0)
-    (found,) = summarise(report)
-    assert found["average_uf"] == 0.75 and found["rank_correlation"] == pytest.approx(-1)
-    assert found["above_staircase"] == ["si_sdr"]
-    assert "above the static staircase in 1 of 2 metrics (SI-SDR)" in sentences(report)[0]
-    # Without an SI-SDR of the input, or a static width that costs no more, there is nothing to compare with.
-    bare = Report(("stoi",), (None, 1.0, Dynamic(0.7)), tuple(row for row in rows if row.uf != 0.5), report.macs, 1.0)
-    bare = replace(bare, files=tuple(replace(row, scores=Scores({"stoi": 0.5}, {})) for row in bare.files))
-    assert [summarise(bare)[0][name] for name in ("rank_correlation", "above_staircase")] == [None, None]
+    kept = (None, *widths, Dynamic(0.7))
+    return Report(("si_sdr", "stoi"), kept, tuple(r for r in rows if r.uf in kept), {0.5: 10.0, 1.0: 20.0}, 1.0)
+
+
+def test_a_router_is_compared_with_the_line_between_the_widths_beside_it() -> None:
+    (found,) = summarise(routed_report())
+    assert found["average_uf"] == 0.75 and found["macs_per_sample"] == 16
+    assert found["rank_correlation"] == pytest.approx(-1)
+    # With 1 for the router, six tenths of the way: 6.4 dB above the input, and 0.82.
+    above = found["above_line"]
+    assert above["si_sdr"]["mean"] == pytest.approx(0.6) and above["stoi"]["mean"] == pytest.approx(-0.22)
+    assert above["si_sdr"]["low"] == pytest.approx(-0.4) and above["si_sdr"]["high"] == pytest.approx(1.6)
+    assert above["stoi"]["low"] == pytest.approx(above["stoi"]["high"])
+    assert "SI-SDR +0.60, STOI -0.2200" in sentences(routed_report())[0]
+    # Dearer than the only width, it is compared with that; without any, with nothing.
+    assert summarise(routed_report((0.5,)))[0]["above_line"]["si_sdr"]["mean"] == pytest.approx(3)
+    assert summarise(routed_report(()))[0]["above_line"] == {}
+    # A file without a score has no distance.
+    nan = replace(routed_report(), metrics=("stoi",))
+    files = tuple(replace(r, scores=Scores({"stoi": math.nan}, {"stoi": "none"})) for r in nan.files)
+    assert summarise(replace(nan, files=files))[0]["above_line"] == {}
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    found = [interval(rng.normal(3, 2, 50)) for _ in range(200)]
+    assert 0.9 <= np.mean([low <= 3 <= high for _, low, high in found]) <= 0.98
+    assert np.mean([i.half_width for i in found]) == pytest.approx(1.96 * 2 / 50**0.5, rel=0.05)
+    assert interval([1.0, math.nan, 3.0]).mean == 2
+    assert math.isnan(interval([math.nan]).low)
+
+
+def test_a_report_is_compared_with_an_earlier_one_file_by_file(tmp_path: Path) -> None:
+    report = routed_report()
+    report.write_json(tmp_path / "old.json")
+    earlier = json.loads((tmp_path / "old.json").read_text())
+    better = tuple(
+        replace(row, scores=Scores({"si_sdr": row.scores.values["si_sdr"] + 0.5, "stoi": math.nan}, {"stoi": "none"}))
+        for row in report.files
+    )
+    found = replace(report, files=better).differences(earlier)
+    assert list(found) == [0.5, 1.0, Dynamic(0.7)]
+    for differences in found.values():
+        assert differences["si_sdr"] == pytest.approx((0.5, 0.5, 0.5))
+        assert math.isnan(differences["stoi"].mean)
+    with pytest.raises(ValueError, match="other files"):
+        replace(report, files=report.files[:-4]).differences(earlier)
+    with pytest.raises(ValueError, match="no width and metric"):
+        replace(report, ufs=(None,)).differences(earlier)
+
+
+@real
+@pytest.mark.skipif(not has["distillmos"], reason="needs distillmos and xls-r-sqa")
+def test_distillmos_hears_noise_at_any_level() -> None:
+    noisy, clean = (soundfile.read(MIXED / kind / REAL, dtype="float32")[0] for kind in ("noisy", "clean"))
+    values = [score(x, None, ["distillmos"]).values["distillmos"] for x in (clean, noisy, 0.1 * noisy)]
+    assert 1 <= values[1] < values[0] <= 5
+    assert values[2] == pytest.approx(values[1], abs=0.01)
+    # What stands in for a package that is missing must not be taken for it elsewhere.
+    assert sys.modules.get("torchaudio") is None or sys.modules["torchaudio"].__spec__ is not None
 
 
 def test_command_prints_a_table_and_writes_what_it_says(
-    folders: tuple[Path, Path], model: SlimDemucs, tmp_path: Path
+    folders: tuple[Path, Path], model: SlimDemucs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, table, data = tmp_path / "small.safetensors", tmp_path / "out.csv", tmp_path / "out.json"
     save(model, weights)
     options = ["--weights", str(weights), "--uf", "0.25", "--uf", "1", "--metrics", "si_sdr, stoi", "--jobs", "1"]
+    monkeypatch.setenv("COLUMNS", "80")
     result = CliRunner().invoke(
         app, ["evaluate", *map(str, folders), *options, "--csv", str(table), "--json", str(data)]
     )
@@ -320,6 +388,14 @@ def test_command_prints_a_table_and_writes_what_it_says(
         assert float(row["stoi"]) == entry["stoi"]
         assert float(row["si_sdr"]) == entry["si_sdr"]
     assert float(rows[1]["macs_per_sample"]) == content["means"][1]["macs_per_sample"]
+    low, high = content["means"][1]["intervals"]["stoi"]
+    assert low < content["means"][1]["stoi"] < high
+    again = CliRunner().invoke(
+        app, ["evaluate", *map(str, folders), *options, "--against", str(data), "--json", str(tmp_path / "new.json")]
+    )
+    assert "Better than in" in again.stdout and max(map(len, again.stdout.splitlines()[:12])) <= 80
+    (_, wide) = json.loads((tmp_path / "new.json").read_text())["differences"]
+    assert wide["uf"] == 1.0 and wide["si_sdr"]["mean"] == pytest.approx(0, abs=1e-6)
 
 
 def test_command_scores_the_noisy_input_alone_and_the_first_files(folders: tuple[Path, Path]) -> None:

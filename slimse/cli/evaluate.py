@@ -2,33 +2,79 @@
 
 from __future__ import annotations
 
+import json as jsonlib
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from .. import checkpoint
-from ..evaluation import METRICS, Report, check_metrics, evaluate_pairs, find_pairs
-from ..evaluation.evaluate import label
-from ..evaluation.routing import sentences, summarise
+from ..evaluation import (
+    DEFAULT_METRICS,
+    METRICS,
+    Dynamic,
+    Interval,
+    Report,
+    check_metrics,
+    evaluate_pairs,
+    find_pairs,
+)
+from ..evaluation.results import Width, budget_of, label
+from ..evaluation.routing import line_distances, summarise
+
+
+def _plain_table(title: str, metrics: tuple[str, ...]) -> Table:
+    """Narrow enough for 80 columns with all metrics."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    for name in ("width", "UF", "kMACs"):
+        table.add_column(name, justify="left" if name == "width" else "right")
+    for name in metrics:
+        table.add_column(METRICS[name].heading or METRICS[name].title, justify="right")
+    return table
 
 
 def _table(report: Report, count: int) -> Table:
-    table = Table(title=f"Means over {count} file{'s' if count > 1 else ''} (more is better)")
-    table.add_column("width")
-    table.add_column("UF", justify="right")
-    table.add_column("MACs/sample", justify="right", overflow="fold")
-    for name in report.metrics:
-        table.add_column(METRICS[name].title, justify="right", overflow="fold")
+    table = _plain_table(f"Means over {count} file{'s' if count > 1 else ''} (more is better)", report.metrics)
     for row in report.means():
-        cells = [f"{row.values[n]:.{METRICS[n].digits}f}" + ("*" if n in row.excluded else "") for n in report.metrics]
-        macs = "" if row.macs_per_sample is None else f"{row.macs_per_sample:,.0f}"
-        average = "" if row.average_uf is None else f"{row.average_uf:.3g}"
-        table.add_row(label(row.uf), average, macs, *(c.replace("nan", "-") for c in cells))
+        cells = []
+        for name in report.metrics:
+            digits, known = METRICS[name].digits, not math.isnan(row.values[name])
+            value = f"{row.values[name]:.{digits}f}" if known else "-"
+            half = f"±{row.intervals[name].half_width:.{digits}f}".replace("±0.", "±.") if known and count > 1 else ""
+            cells.append(f"{value}{'*' * (name in row.excluded)}\n{half}")
+        macs = "" if row.macs_per_sample is None else f"{row.macs_per_sample / 1000:,.2f}"
+        table.add_row(label(row.uf), "" if row.average_uf is None else f"{row.average_uf:.3g}", macs, *cells)
     return table
+
+
+def _difference_table(title: str, report: Report, rows: Mapping[Width, Mapping[str, Interval]]) -> Table:
+    table = _plain_table(title, report.metrics)
+    means = {row.uf: row for row in report.means()}
+    for uf, differences in rows.items():
+        cells = []
+        for name in report.metrics:
+            found, digits = differences.get(name), METRICS[name].digits + 1
+            known = found is not None and not math.isnan(found.mean)
+            texts = (f"{found.mean:+.{digits}f}", f"±{found.half_width:.{digits}f}") if found and known else ("-", "")
+            cells.append("\n".join(re.sub(r"(?<=[-+±])0\.", ".", text) for text in texts))
+        average, macs = means[uf].average_uf, means[uf].macs_per_sample
+        assert average is not None and macs is not None
+        table.add_row(label(uf), f"{average:.3g}", f"{macs / 1000:,.2f}", *cells)
+    return table
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    content = jsonlib.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not {"metrics", "files"} <= content.keys():
+        raise ValueError(f"{path} is no report: expected what --json writes")
+    return content
 
 
 def _check_output(path: Path | None) -> None:
@@ -48,20 +94,29 @@ def evaluate(
         list[float] | None, typer.Option(help="Budget of the router to score; repeatable. UFs are scored too.")
     ] = None,
     noisy_only: Annotated[bool, typer.Option("--noisy-only", help="Score the noisy input, without a model.")] = False,
-    metrics: Annotated[str, typer.Option(help="Comma-separated scores.")] = ",".join(METRICS),
+    metrics: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METRICS)}.")] = ",".join(
+        DEFAULT_METRICS
+    ),
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row per file and UF.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write means, files and versions.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first N pairs only.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="A report of --json to print the differences from.")
+    ] = None,
 ) -> None:
     """Score noisy and enhanced speech against clean speech, per UF: PESQ, STOI, ESTOI, SI-SDR, DNSMOS P.808 and OVRL.
 
-    Files are matched by name, whatever their suffix, and compared at 16 kHz in mono.
+    Files are matched by name, whatever their suffix, and compared at 16 kHz in mono, each as a whole. PESQ is wide-band
+    (P.862.2); SI-SDR is of zero-mean signals, in dB, and means are of the dB; DistillMOS is an extra. Behind the ± are
+    half widths of 95 % bootstrap intervals over files. Budgets are compared with the line between the fixed widths at
+    equal MACs, all counted.
     """
     _check_output(csv)
     _check_output(json)
     if noisy_only and (uf or budget):
         raise ValueError("--noisy-only scores no width: expected it without --uf and --budget")
+    earlier = None if against is None else _earlier(against)
     names = check_metrics(name.strip() for name in metrics.split(","))
     pairs = find_pairs(noisy, clean)[:limit]
     model = None if noisy_only else checkpoint.load(weights)
@@ -81,11 +136,23 @@ def evaluate(
     console.print(_table(report, len(pairs)))
     for note in report.notes():
         console.print(f"* {note}", style="yellow", highlight=False, markup=False)
-    for sentence in sentences(report):
-        console.print(sentence, highlight=False, markup=False)
+    distances: dict[Width, dict[str, Interval]] = {
+        Dynamic(budget): rows for budget, rows in line_distances(report).items()
+    }
+    if distances:
+        console.print(_difference_table("Above the line between the fixed widths, at equal MACs", report, distances))
+    differences = {} if earlier is None else report.differences(earlier)
+    if differences:
+        console.print(_difference_table(f"Better than in {against}", report, differences))
     about: dict[str, Any] = {"noisy": str(noisy), "clean": str(clean), "weights": None, "config": None}
     if model is not None:
         about |= {"weights": weights, "config": model.config.to_dict(), "routing": summarise(report)}
+    if differences:
+        about["differences"] = [
+            {"budget": budget_of(uf), "uf": None if isinstance(uf, Dynamic) else uf}
+            | {name: found._asdict() for name, found in row.items() if not math.isnan(found.mean)}
+            for uf, row in differences.items()
+        ]
     if csv is not None:
         report.write_csv(csv)
         console.print(f"wrote {csv}", highlight=False, markup=False)

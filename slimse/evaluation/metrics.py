@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
+import sys
+import types
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -35,21 +39,43 @@ class Metric:
     """What has to be importable."""
     needs_clean: bool = True
     """Whether it compares with the clean signal."""
+    install: str = "'slimse[train]'"
+    """What to give to pip for it."""
+    heading: str = ""
+    """Short title, for columns of tables; empty where the title is short."""
 
 
 # speechmos imports these without declaring them.
 _DNSMOS = ("speechmos", "onnxruntime", "librosa", "requests")
 
 METRICS: dict[str, Metric] = {
-    "pesq": Metric("PESQ-WB", 2, ("pesq",)),
+    "pesq": Metric("PESQ-WB", 2, ("pesq",), heading="PESQ"),
     "stoi": Metric("STOI", 3, ("pystoi",)),
     "estoi": Metric("ESTOI", 3, ("pystoi",)),
-    "si_sdr": Metric("SI-SDR, dB", 1, ("torchmetrics",)),
+    "si_sdr": Metric("SI-SDR, dB", 1, ("torchmetrics",), heading="SI-SDR"),
     "p808": Metric("P.808", 2, _DNSMOS, needs_clean=False),
     "ovrl": Metric("OVRL", 2, _DNSMOS, needs_clean=False),
+    "distillmos": Metric(
+        "DistillMOS",
+        2,
+        ("distillmos", "xls_r_sqa"),
+        needs_clean=False,
+        # Their torchaudio and transformers are for other uses, and would ask for a torch of their own.
+        install="--no-deps distillmos xls-r-sqa",
+        heading="DMOS",
+    ),
 }
-"""All scores by name: wide-band PESQ (P.862.2), STOI and its extended form, SI-SDR of zero-mean signals (arXiv
-1811.02508), and the DNSMOS estimates (P.808 overall; P.835 overall, OVRL), which hear the estimate alone."""
+"""All scores by name.
+
+- PESQ is wide-band (P.862.2, MOS-LQO) of the package ``pesq``: at 16 kHz, over a file as a whole, mean over files.
+- STOI, and its extended form.
+- SI-SDR is of zero-mean signals (arXiv 1811.02508): in dB per file, over a file as a whole, mean of the dB.
+- The DNSMOS estimates (P.808 overall; P.835 overall, OVRL) hear the estimate alone, at the level it has.
+- DistillMOS (arXiv 2502.05356) hears the estimate alone, too, whatever its level. The DNSMOS networks can be trained
+  against; then this one is the judge. It is not among the default ones.
+"""
+
+DEFAULT_METRICS = tuple(name for name in METRICS if name != "distillmos")
 
 
 class _UnscorableError(ValueError):
@@ -82,7 +108,7 @@ def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
         missing = [module for module in METRICS[name].modules if importlib.util.find_spec(module) is None]
         if missing:
             raise ModuleNotFoundError(
-                f"{METRICS[name].title} needs {' and '.join(missing)}: pip install 'slimse[train]' "
+                f"{METRICS[name].title} needs {' and '.join(missing)}: pip install {METRICS[name].install} "
                 f"(or leave {name} out of the metrics)",
                 name=missing[0],
             )
@@ -113,6 +139,8 @@ def score(estimate: Signal, clean: Signal | None, names: Iterable[str]) -> Score
             if METRICS[name].needs_clean:
                 assert clean is not None
                 values[name] = _COMPARING[name](estimate, clean)
+            elif name == "distillmos":
+                values[name] = _distillmos(estimate)
             else:
                 dnsmos = _dnsmos(estimate) if dnsmos is None else dnsmos
                 values[name] = dnsmos[f"{name}_mos"]
@@ -197,3 +225,23 @@ def _dnsmos(estimate: Signal) -> dict[str, float]:
     """``p808_mos``, ``ovrl_mos`` and others, of the estimate as a sound card would play it: clipped at full scale."""
     result = _dnsmos_model()(np.clip(estimate, -1, 1), SAMPLE_RATE, False)
     return {name: float(value) for name, value in result.items()}
+
+
+@cache
+def _distillmos_model() -> torch.nn.Module:
+    # It imports torchaudio, of another torch perhaps, for its command line alone: an empty module will do.
+    absent = "torchaudio" not in sys.modules
+    if absent:
+        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            model: torch.nn.Module = importlib.import_module("distillmos").ConvTransformerSQAModel()
+    finally:
+        if absent:
+            del sys.modules["torchaudio"]
+    return model.eval().requires_grad_(False)
+
+
+def _distillmos(estimate: Signal) -> float:
+    _refuse_silence(estimate=estimate)
+    return float(_distillmos_model()(torch.from_numpy(estimate)[None]))

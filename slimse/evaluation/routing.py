@@ -1,4 +1,4 @@
-"""What scores say about a router: whether it follows the noise, and whether it beats widths of the same cost."""
+"""What scores say about a router: whether it beats fixed widths at equal cost, and what it spends where."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import Dynamic, MeanScores, Report
+from .intervals import Interval, interval
 from .metrics import METRICS
+from .results import Dynamic, MeanScores, Report
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
@@ -39,27 +40,58 @@ def use_by_input(report: Report) -> dict[float, tuple[list[float], list[float]]]
     return found
 
 
-def summarise(report: Report) -> list[dict[str, Any]]:
-    """Per budget: average UF, rank correlation of a file's UF with its input SI-SDR, and where it beats the staircase.
+def line_distances(report: Report) -> dict[float, dict[str, Interval]]:
+    """Per budget and metric, how far its scores lie above the line between the fixed widths at equal MACs.
 
-    ``above_staircase`` names the metrics in which the budget is better than the widest static UF that costs no more (in
-    MACs, the router's included); null where there is none. ``rank_correlation`` is null where it is undefined.
+    The line joins the scores of the two fixed widths next to the budget in cost, file by file: what playing each of
+    them in some share of the time would score, if changing cost nothing. All MACs count, the router's too. What costs
+    less than the narrowest width, or more than the widest, is compared with that. Budgets without a fixed width
+    beside them in the report are left out.
     """
-    means, points = report.means(), use_by_input(report)
-    static = [row for row in means if row.uf is not None and not isinstance(row.uf, Dynamic)]
-    found = []
+    means = report.means()
+    fixed = sorted((row for row in means if row.uf is not None and not isinstance(row.uf, Dynamic)), key=_macs)
+    found: dict[float, dict[str, Interval]] = {}
     for row in means:
+        if not isinstance(row.uf, Dynamic) or not fixed:
+            continue
+        position = float(np.interp(_macs(row), [_macs(width) for width in fixed], range(len(fixed))))
+        below, above = fixed[math.floor(position)], fixed[math.ceil(position)]
+        share = position - math.floor(position)
+        found[row.uf.budget] = {
+            name: interval(
+                [
+                    own - (1 - share) * low - share * high
+                    for own, low, high in zip(
+                        *(report.column(r.uf, name) for r in (row, below, above)),
+                        strict=True,
+                    )
+                ]
+            )
+            for name in report.metrics
+        }
+    return found
+
+
+def summarise(report: Report) -> list[dict[str, Any]]:
+    """Per budget: cost, distance from the line between the fixed widths, rank correlation of use with input SI-SDR.
+
+    ``above_line`` holds mean and bounds by metric (see `line_distances`), and is empty where no fixed width was scored.
+    ``rank_correlation`` is null where it is undefined.
+    """
+    points, distances = use_by_input(report), line_distances(report)
+    found = []
+    for row in report.means():
         if not isinstance(row.uf, Dynamic):
             continue
         rho = rank_correlation(*points.get(row.uf.budget, ([], [])))
-        stair = max((s for s in static if _macs(s) <= _macs(row)), key=_macs, default=None)
-        above = None if stair is None else [m for m in report.metrics if row.values[m] > stair.values[m]]
+        above = distances.get(row.uf.budget, {})
         found.append(
             {
                 "budget": row.uf.budget,
                 "average_uf": row.average_uf,
+                "macs_per_sample": row.macs_per_sample,
                 "rank_correlation": None if math.isnan(rho) else rho,
-                "above_staircase": above,
+                "above_line": {name: d._asdict() for name, d in above.items() if not math.isnan(d.mean)},
             }
         )
     return found
@@ -69,15 +101,12 @@ def sentences(report: Report) -> list[str]:
     """`summarise` in words, one sentence per budget."""
     lines = []
     for row in summarise(report):
-        rho, above = row["rank_correlation"], row["above_staircase"]
         line = f"budget {row['budget']:g}: average UF {row['average_uf']:.3f}"
-        if rho is not None:
-            line += f", rank correlation with input SI-SDR {rho:.2f}"
-        if above is not None:
-            titles = ", ".join(METRICS[name].title.split(",")[0] for name in above)
-            line += f", above the static staircase in {len(above)} of {len(report.metrics)} metrics"
-            line += f" ({titles})" if titles else ""
-        lines.append(line)
+        parts = [
+            f"{METRICS[name].title.split(',')[0]} {d['mean']:+.{METRICS[name].digits + 1}f}"
+            for name, d in row["above_line"].items()
+        ]
+        lines.append(f"{line}, from the line between the fixed widths: {', '.join(parts)}" if parts else line)
     return lines
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..demo import spectrogram
 from ..evaluation import METRICS, Dynamic, MeanScores, Report
-from ..evaluation.evaluate import label
+from ..evaluation.results import label
 from ..evaluation.routing import rank_correlation, use_by_input
 from .trace import Trace
 
@@ -32,7 +32,7 @@ def _figure(width: float, height: float, title: str) -> Figure:
 
 
 def draw_front(report: Report, *, by_macs: bool) -> Figure:
-    """Quality over average UF or MACs per sample: the staircase of the static widths, and the budgets."""
+    """Quality over average UF or MACs per sample: the line between the fixed widths, and the budgets."""
     names = [name for name in FRONTS if name in report.metrics] or list(report.metrics[:1])
     means = [row for row in report.means() if row.uf is not None]
     static = sorted((r for r in means if not isinstance(r.uf, Dynamic)), key=lambda row: _cost(row, by_macs))
@@ -42,9 +42,8 @@ def draw_front(report: Report, *, by_macs: bool) -> Figure:
     noisy = next(row for row in report.means() if row.uf is None)
     for axis, name in zip(figure.subplots((len(names) + 1) // 2, 2, squeeze=False).flat, names, strict=False):
         x, y = [_cost(row, by_macs) for row in static], [row.values[name] for row in static]
-        # Between two static widths, only the smaller one is to be had: a stair, not a slope.
-        axis.step(x, y, where="post", color=_STATIC, lw=1.2, alpha=0.7)
-        axis.plot(x, y, "s", color=_STATIC, ms=6, label="one width, and its UF")
+        # The line is what a router has to beat: two widths in turns would lie on it if changing cost nothing.
+        axis.plot(x, y, "s-", color=_STATIC, ms=6, lw=1.2, label="one width, and its UF")
         _name_points(axis, static, [*zip(x, y, strict=True)], _STATIC, (5, -11))
         if dynamic:
             x, y = [_cost(row, by_macs) for row in dynamic], [row.values[name] for row in dynamic]

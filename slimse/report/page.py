@@ -13,8 +13,9 @@ import numpy as np
 from .. import __version__
 from ..audio.files import read_mono
 from ..evaluation import METRICS, Dynamic, Report, evaluate_pairs
-from ..evaluation.evaluate import Pair, label, versions
+from ..evaluation.evaluate import Pair
 from ..evaluation.metrics import SAMPLE_RATE
+from ..evaluation.results import label, versions
 from ..evaluation.routing import sentences, summarise
 from ..models import SlimDemucs
 from .figures import draw_front, draw_scatter, draw_shares, draw_trace

@@ -17,7 +17,8 @@ from ..audio.files import read_mono
 from ..evaluation.evaluate import Pair as FilePair
 from ..evaluation.evaluate import find_pairs
 from .config import TrainConfig
-from .mixing import Bank, Mixer, load_rooms
+from .held_out import held_out_noises, held_out_speakers
+from .mixing import Bank, Mixer, load_devices, load_rooms
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -88,6 +89,8 @@ class PairSegments(Dataset[Pair]):
 class TrainingData(lightning.LightningDataModule):
     """Dynamic mixtures of ``data/speech``, ``data/noise`` and ``data/rir`` (see `Mixer`), or recorded pairs.
 
+    Speakers and sets of noise of the validation set `held_out` are left out.
+
     Args:
         data: a folder with the three, of which ``rir`` may be missing; or one with pairs of files of the same name in
             ``noisy`` and ``clean``, or in the training folders of VoiceBank+DEMAND (28 speakers).
@@ -111,18 +114,24 @@ class TrainingData(lightning.LightningDataModule):
             if not self.pairs:
                 raise ValueError(f"{data} holds pairs of {config.valid_speakers} alone: expected others too")
             return
-        self.speech = Bank.load(data / "speech", sample_rate)
-        self.noise = Bank.load(data / "noise", sample_rate)
-        self.rooms = load_rooms(data / "rir", sample_rate) if (data / "rir").is_dir() else []
+        weights = config.mixing.set_weights
+        speakers, noises = held_out_speakers(), held_out_noises()
+        self.speech = Bank.load(data / "speech", sample_rate, voices=True, set_weights=weights, exclude=speakers)
+        self.noise = Bank.load(data / "noise", sample_rate, exclude=noises)
+        self.rooms = load_rooms(data / "rir", sample_rate)
+        self.devices = load_devices(data / "rir", sample_rate)
 
     def items(self, offset: int, size: int, seed: int, seconds: float) -> Dataset[Pair]:
         """``size`` items from number ``offset`` on: functions of the seed and their number alone."""
-        # A multiple of 20, the pieces in which the mixer looks for active speech.
-        length = int(seconds * self.sample_rate) // 20 * 20
+        length = int(seconds * self.sample_rate)
         if self.pairs:
             return PairSegments(self.pairs, length, size, seed, offset, self.sample_rate)
-        banks = self.speech, self.noise, self.rooms
-        return Mixer(*banks, length, size, seed, offset, sample_rate=self.sample_rate, recipe=self.config.mixing)
+        return Mixer(
+            *(self.speech, self.noise, self.rooms, length, size, seed, offset),
+            sample_rate=self.sample_rate,
+            recipe=self.config.mixing,
+            devices=self.devices,
+        )
 
     def train_dataloader(self) -> DataLoader[Pair]:
         """The items of the next ``every`` steps: they depend on the step alone, so a resumed run sees the same.

@@ -6,9 +6,10 @@ would have seen, on any number of worker processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,52 +22,79 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 Signal = NDArray[np.float32]
+UNLABELLED = "unlabelled"
+"""Folder of files whose speakers are not known."""
+DEVICES = "device"
+"""Folder of impulse responses of loudspeakers and microphones, which colour and do not reverberate."""
 AUDIO_SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Recordings held in memory as 16-bit integers, grouped by folder.
+    """Recordings held in memory as 16-bit integers, drawn by voice.
 
-    A group's share of the draws is the root of its length times its number of folders (usually speakers): long
-    collections of one voice do not drown short ones of many, or the network takes other voices for noise.
+    The layout is ``set/voice/file``: sets are the folders directly below the bank's, voices the folders below a set.
+    A file that lies in no voice's folder, or in one named ``unlabelled``, is a voice of its own. Noise has sets only.
     """
 
     clips: list[NDArray[np.int16]]
     groups: list[NDArray[np.int64]]
-    """Per group, indices into ``clips``."""
+    """Per voice (or set), indices into ``clips``."""
     weights: NDArray[np.float64]
+    """Per group, the share of the draws that begin with it."""
 
     @classmethod
-    def load(cls, folder: Path, sample_rate: int) -> Bank:
+    def load(
+        cls,
+        folder: Path,
+        sample_rate: int,
+        *,
+        voices: bool = False,
+        set_weights: Mapping[str, float] | None = None,
+        exclude: Collection[str] = (),
+    ) -> Bank:
         """Read all audio below ``folder`` (mono: the first channel), resampled to ``sample_rate``.
 
-        The groups are the folders directly below ``folder``, or the folder itself.
+        Args:
+            folder: of the files.
+            sample_rate: Hz.
+            voices: draw voices, each as often as any other. Otherwise draw sets, in proportion to the root of their
+                length times their number of folders.
+            set_weights: factor on the draws of a set, by its name; 1 where it has none.
+            exclude: names of folders to leave out, whatever their set.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is no audio, or a weight is negative.
         """
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        files = [path for path in files if not set(path.relative_to(folder).parts[:-1]) & set(exclude)]
         if not files:
             raise ValueError(f"no audio files below {folder}")
-
-        def read(path: Path) -> NDArray[np.int16]:
-            audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-            audio = audio[:, 0] if rate == sample_rate else soxr.resample(audio[:, 0], rate, sample_rate)
-            return np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-
         with ThreadPoolExecutor() as pool:
-            clips = list(pool.map(read, files))
-        names = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
-        groups = [np.array([i for i, n in enumerate(names) if n == name]) for name in sorted(set(names))]
-        lengths = [sum(len(clips[i]) for i in group) for group in groups]
-        folders = [len({files[i].parent for i in group}) for group in groups]
-        weights = np.sqrt(np.array(lengths, dtype=np.float64) * folders)
+            clips = list(pool.map(partial(_read_int16, sample_rate=sample_rate), files))
+        parts = [path.relative_to(folder).parts for path in files]
+        sets = [names[0] if len(names) > 1 else "" for names in parts]
+        keys = [_voice(names) for names in parts] if voices else sets
+        members: dict[str, list[int]] = {}
+        for index, key in enumerate(keys):
+            members.setdefault(key, []).append(index)
+        groups = [np.array(members[key]) for key in sorted(members)]
+        weights = np.ones(len(groups))
+        if not voices:
+            lengths = [sum(len(clips[i]) for i in group) for group in groups]
+            folders = [len({files[i].parent for i in group}) for group in groups]
+            weights = np.sqrt(np.array(lengths, dtype=np.float64) * folders)
+        factors = dict(set_weights or {})
+        if any(not factor >= 0 for factor in factors.values()):
+            raise ValueError(f"set_weights = {factors}: expected numbers of 0 or more")
+        weights = weights * [factors.get(sets[group[0]], 1.0) for group in groups]
+        if not weights.sum() > 0:
+            raise ValueError(f"set_weights = {factors}: expected a set of {sorted(set(sets))} with more than 0")
         return cls(clips, groups, weights / weights.sum())
 
     def draw(self, rng: Generator, length: int) -> Signal:
         """A random stretch of ``length`` samples, out of one group; short clips follow each other after a pause."""
-        group = self.groups[rng.choice(len(self.groups), p=self.weights)]
+        group = self.groups[min(int(np.searchsorted(self._edges, rng.random(), "right")), len(self.groups) - 1)]
         out = np.zeros(length, dtype=np.float32)
         filled = 0
         while filled < length:
@@ -77,10 +105,33 @@ class Bank:
             filled += len(piece) + int(rng.integers(1600, 8000))
         return np.float32(1 / 32768) * out
 
+    @cached_property
+    def _edges(self) -> NDArray[np.float64]:
+        return np.cumsum(self.weights)
+
+
+def _voice(parts: tuple[str, ...]) -> str:
+    """Name of the voice of a file, from the parts of its path below the bank's folder."""
+    return "/".join(parts if len(parts) < 3 or UNLABELLED in parts else parts[:-1])
+
+
+def _read_int16(path: Path, sample_rate: int) -> NDArray[np.int16]:
+    """The first channel; what peaks above full scale, as Ogg Opus may, is brought down to it."""
+    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    audio = audio[:, 0] if rate == sample_rate else soxr.resample(audio[:, 0], rate, sample_rate)
+    peak = float(np.abs(audio).max(initial=0))
+    return np.round(audio * (32767 / max(peak, 1.0))).astype(np.int16)
+
 
 def rms(x: Signal) -> float:
     """Root mean square."""
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def speech_level(x: Signal) -> float:
+    """RMS of the louder of twenty pieces, at most 20 dB below the loudest: pauses must not make the noise quiet."""
+    pieces = np.sqrt(np.mean(np.square(x[: len(x) // 20 * 20].reshape(20, -1)), axis=1))
+    return float(np.sqrt(np.mean(np.square(pieces[pieces >= 0.1 * pieces.max()]))))
 
 
 def _filter(x: Signal, response: NDArray[np.float32]) -> Signal:
@@ -113,14 +164,20 @@ def _coloured(rng: Generator, length: int) -> Signal:
     return (noise * np.interp(np.linspace(0, 7, length), np.arange(8), knots)).astype(np.float32)
 
 
+SET_WEIGHTS = {"librispeech_tc100": 7.0, "picovoice_s2i": 0.2, "picovoice_wakeword": 0.2}
+"""Of the sets of speech that the bundled weights are trained on. Read speech, with 223 of some 3,000 voices, makes a
+third of the draws; files of few speakers without labels count less."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Chances and ranges of the mixing. Levels in dB, chances per item."""
 
     snr_low: float = -6.0
     snr_high: float = 18.0
-    level_low: float = -38.0
-    level_high: float = -16.0
+    level_low: float = -60.0
+    level_high: float = -15.0
+    """RMS of the mixture, dBFS. It is lower where the peaks would clip."""
     clean: float = 0.04
     """Nothing but speech."""
     noise_only: float = 0.03
@@ -137,6 +194,14 @@ class Recipe:
     """Recorded noise played backwards."""
     room: float = 0.15
     """Speech in a room; the target keeps the room."""
+    device: float = 0.2
+    """A microphone colours the mixture, or a loudspeaker the speech; the target keeps the colour."""
+    offset: float = 0.1
+    """The noisy signal has a constant offset of -20 to 10 dB of its RMS; the target has none."""
+    silence: float = 0.08
+    """Digital silence in both: at the beginning, up to half of it, or within, up to a third."""
+    set_weights: Mapping[str, float] = field(default_factory=lambda: dict(SET_WEIGHTS))
+    """Factor on the draws of a set of speech, by the name of its folder; 1 for the others."""
     jump: float = 0.2
     """The noise is 6 to 15 dB softer for half a second to a second and a half."""
     equalise: float = 0.3
@@ -150,6 +215,7 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
     Args:
         speech, noise: banks to draw from.
         rooms: room impulse responses, possibly empty.
+        devices: impulse responses of microphones and loudspeakers, possibly empty.
         length: samples per segment.
         size: number of items.
         seed: of the run.
@@ -169,8 +235,9 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
         offset: int = 0,
         sample_rate: int = 16_000,
         recipe: Recipe | None = None,
+        devices: Sequence[Signal] = (),
     ) -> None:
-        self.speech, self.noise, self.rooms = speech, noise, rooms
+        self.speech, self.noise, self.rooms, self.devices = speech, noise, rooms, devices
         self.length, self.size, self.seed, self.offset = length, size, seed, offset
         self.sample_rate = sample_rate
         self.recipe = recipe or Recipe()
@@ -195,20 +262,35 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
             edge = rng.uniform(3000, 7000) / (self.sample_rate / 2) * steps
             response = np.clip(edge - np.arange(steps + 1), 0, 1).astype(np.float32)
             speech, noise = _filter(speech, response), _filter(noise, response)
+        if self.devices and rng.random() < recipe.device:
+            response = self.devices[int(rng.integers(len(self.devices)))]
+            speech = _convolve(speech, response)
+            if rng.random() < 0.5:
+                noise = _convolve(noise, response)
         if kind < recipe.clean:
             noise = np.zeros_like(noise)
         elif kind < recipe.clean + recipe.noise_only:
             speech = np.zeros_like(speech)
         else:
-            # The level of speech is that of its louder parts: pauses must not make the noise quiet.
-            active = np.sqrt(np.mean(np.square(speech.reshape(-1, self.length // 20)), axis=1))
-            loud = float(np.sqrt(np.mean(np.square(active[active >= 0.1 * active.max()]))))
             snr = rng.uniform(recipe.snr_low, recipe.snr_high)
-            noise *= loud / max(rms(noise), 1e-6) / 10 ** (snr / 20)
+            noise *= speech_level(speech) / max(rms(noise), 1e-6) / 10 ** (snr / 20)
         noisy = speech + noise
         gain = 10 ** (rng.uniform(recipe.level_low, recipe.level_high) / 20) / max(rms(noisy), 1e-6)
         gain = min(gain, 0.99 / max(float(np.abs(noisy).max()), 1e-6))
-        return noisy * np.float32(gain), speech * np.float32(gain)
+        noisy, speech = noisy * np.float32(gain), speech * np.float32(gain)
+        self._spoil(rng, noisy, speech)
+        return noisy, speech
+
+    def _spoil(self, rng: Generator, noisy: Signal, clean: Signal) -> None:
+        """Add a constant offset to ``noisy`` and cut digital silence into both, in place, by chance."""
+        if rng.random() < self.recipe.offset:
+            room = 0.99 - float(np.abs(noisy).max())
+            noisy += rng.choice((-1, 1)) * min(rms(noisy) * 10 ** (rng.uniform(-20, 10) / 20), max(room, 0.0))
+        if rng.random() < self.recipe.silence:
+            leading = rng.random() < 0.5
+            count = int(self.length * rng.uniform(0.02, 1 / 2 if leading else 1 / 3))
+            start = 0 if leading else int(rng.integers(self.length - count))
+            noisy[start : start + count] = clean[start : start + count] = 0
 
     def _speech(self, rng: Generator) -> Signal:
         recipe = self.recipe
@@ -258,11 +340,28 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
 
 
 def load_rooms(folder: Path, sample_rate: int, seconds: float = 1.0) -> list[Signal]:
-    """Room impulse responses below ``folder``, from their peak on, of unit energy, at most ``seconds`` long."""
-    bank = Bank.load(folder, sample_rate)
+    """Room impulse responses below ``folder`` but those of `DEVICES`.
+
+    They start at their peak, have unit energy, and are at most ``seconds`` long. Empty if there are none.
+    """
     rooms = []
-    for clip in bank.clips:
-        response = clip.astype(np.float32)[int(np.abs(clip.astype(np.int32)).argmax()) :][: int(seconds * sample_rate)]
+    for response in _responses(folder, sample_rate, exclude=(DEVICES,)):
+        response = response[int(np.abs(response).argmax()) :][: int(seconds * sample_rate)]
         response *= np.linspace(1, 0, len(response), dtype=np.float32)
         rooms.append(response / np.linalg.norm(response))
     return rooms
+
+
+def load_devices(folder: Path, sample_rate: int, seconds: float = 0.1) -> list[Signal]:
+    """Impulse responses of loudspeakers and microphones below ``folder / DEVICES``, of unit energy.
+
+    What comes before the peak is a part of the colour, so it is kept: signals come up to some milliseconds later.
+    """
+    found = [response[: int(seconds * sample_rate)] for response in _responses(folder / DEVICES, sample_rate)]
+    return [response / np.linalg.norm(response) for response in found]
+
+
+def _responses(folder: Path, sample_rate: int, exclude: Collection[str] = ()) -> list[Signal]:
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    kept = sorted(path for path in files if not set(path.relative_to(folder).parts[:-1]) & set(exclude))
+    return [_read_int16(path, sample_rate).astype(np.float32) for path in kept]
