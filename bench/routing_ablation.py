@@ -22,7 +22,7 @@ from slimse.training.data import TrainingData
 from slimse.training.losses import EnhancementLoss
 from slimse.training.module import rate_factor, temperature_at
 from slimse.training.optimizer import MuonAdamW
-from slimse.training.routing import RoutingLoss, difficulty, frame_benefit, straight_through_gates
+from slimse.training.routing import RoutingLoss, frame_benefit, straight_through_gates
 from slimse.training.run import prepare
 
 
@@ -40,7 +40,7 @@ class Mixtures:
             for x, y in zip(self.noisy.split(6), clean.split(6), strict=True):
                 wide, narrow = model(x, 1.0), model(x, model.config.ufs[0])
                 benefit = frame_benefit(loss, x, y, wide, narrow, model.hop, self.frames)
-                worth.append(benefit * difficulty(x, y, model.hop, self.frames))
+                worth.append(benefit)
         self.worth = torch.cat(worth)
 
 

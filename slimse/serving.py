@@ -43,8 +43,8 @@ class StreamBatch:
         graph: record the tick as a CUDA graph; None for where it can be.
 
     Raises:
-        ValueError: for a model that cannot stream or needs the level of the whole signal, a capacity below 1, or a backend or graph that cannot
-            run.
+        ValueError: for a model that cannot stream or needs the level of the whole signal, a capacity below 1, or a
+            backend or graph that cannot run.
     """
 
     def __init__(

@@ -208,7 +208,7 @@ def test_macs_are_those_that_run():
         for frames in (2, 10):
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(torch.randn(1, 1, model.receptive_samples(frames)), width.uf)
-            # The running level is a handful of products per sample; blocks of a triangular matrix are only its form here.
+            # The running level takes a few products per sample; a triangular matrix is only the form it has here.
             resampling = sum(
                 sum(ops.values())
                 for name, ops in counter.get_flop_counts().items()

@@ -8,14 +8,14 @@ import soundfile
 import torch
 
 import slimse
-from slimse import SlimDemucs
+from slimse import PRESETS, SlimDemucs
 
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
 from slimse.training.config import TrainConfig, recipe_names
 from slimse.training.losses import EnhancementLoss, PesqDistance
 from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
-from slimse.training.module import SlimmableTraining, wandering
+from slimse.training.module import SlimmableTraining, by_loudness, wandering
 from slimse.training.optimizer import MuonAdamW, orthogonalise
 from slimse.training.run import train
 
@@ -81,9 +81,9 @@ def test_wandering_widths_stay_for_a_while_and_use_all():
     assert len({tuple(row) for row in indices}) == 4
 
 
-def test_mixed_steps_train_at_widths_that_change(data, monkeypatch):
+def test_switching_steps_run_the_batch_at_widths_that_change(data, monkeypatch):
     model = SlimDemucs("small")
-    module = SlimmableTraining(CONFIG.override(mixed=0.999), model)
+    module = SlimmableTraining(CONFIG.override(switching=0.999), model)
     monkeypatch.setattr(module, "log", lambda *_: None)
     called = []
     forward = model.forward
@@ -91,24 +91,19 @@ def test_mixed_steps_train_at_widths_that_change(data, monkeypatch):
     noisy, clean = (torch.stack(pair) for pair in zip(*(mixer(data)[i] for i in range(3)), strict=True))
     monkeypatch.setattr(SlimmableTraining, "global_step", 0)
     module.training_step((noisy, clean), 0).backward()
-    assert called[0] == 1.0
-    assert called[1].shape == (CONFIG.narrow_batch, model.frames(8000))
-    assert len(called[1].unique()) > 2
+    (ufs,) = called
+    assert ufs.shape == (3, model.frames(8000))
+    assert len(ufs.unique()) > 2
 
 
-def test_mixed_steps_follow_a_router_most_of_the_time(data, monkeypatch):
-    model = slimse.load()
-    module = SlimmableTraining(CONFIG.override(mixed=0.999), model)
-    budgets = []
-    route = model.route
-    monkeypatch.setattr(model, "route", lambda x, budget: budgets.append(budget) or route(x, budget))
-    noisy = torch.stack([mixer(data)[i][0] for i in range(2)])
-    drawn = [module._changing(np.random.default_rng(seed), noisy) for seed in range(8)]
-    assert 0 < len(budgets) < 8
-    asked = torch.cat(budgets)
-    assert (asked >= module.config.budget_low).all() and (asked <= module.config.budget_high).all()
-    assert asked.log2().max() - asked.log2().min() > 1
-    assert all(ufs.shape == (2, model.frames(8000)) for ufs in drawn)
+def test_louder_frames_get_wider_widths_within_the_budget():
+    ufs, frames = PRESETS["paper"].ufs, 400
+    loud = torch.arange(frames) % 40 < 20
+    noisy = torch.randn(2, 1, frames * 256) * torch.where(loud, 0.1, 0.001).repeat_interleave(256)
+    budget = torch.tensor([0.2, 0.6])
+    chosen = ufs.at(by_loudness(noisy, budget, 256, torch.zeros(2, frames), ufs))
+    assert chosen.mean(1).tolist() == pytest.approx(budget.tolist(), abs=0.02)
+    assert (chosen[:, loud].mean(1) > chosen[:, ~loud].mean(1) + 0.05).all()
 
 
 def test_mixtures_keep_their_promises(data):

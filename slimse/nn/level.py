@@ -61,23 +61,23 @@ class RunningLevel(nn.Module):
         """Normalise the next samples ``[B, n]``; the new state has their gains behind those that wait."""
         if not x.shape[1]:
             return x, state
-        sums, seen = state.sums.unbind(1), state.seen.unbind(1)
+        totals, counts = state.sums.unbind(1), state.seen.unbind(1)
         # Autocast would round the means, and a level that jumps is heard.
         with torch.autocast(x.device.type, enabled=False):
-            means, shares = _sums(x, sums[0], seen[0], self.rates[0])
-            earlier, share = (torch.cat([a[:, None], b[:, :-1]], 1) for a, b in ((sums[0], means), (seen[0], shares)))
+            means, shares = _sums(x, totals[0], counts[0], self.rates[0])
+            earlier, share = (
+                torch.cat([a[:, None], b[:, :-1]], 1) for a, b in ((totals[0], means), (counts[0], shares))
+            )
             # Where nothing came before, any difference would be rounding, which the division would blow up.
             x = torch.where(share > 0, x - earlier / share.clamp(min=1e-12), 0)
-            slow, slow_shares = _sums(x.square(), sums[1], seen[1], self.rates[1])
-            fast, fast_shares = _sums(x.square(), sums[2], seen[2], self.rates[2])
+            slow, slow_shares = _sums(x.square(), totals[1], counts[1], self.rates[1])
+            fast, fast_shares = _sums(x.square(), totals[2], counts[2], self.rates[2])
             recent = fast / fast_shares
             level = torch.maximum(slow / slow_shares, FAST_SHARE * recent).sqrt()
             gain = level * (recent / (recent + FLOOR**2))
-            ends = (
-                torch.stack([part[:, -1] for part in parts], 1)
-                for parts in ((means, slow, fast), (shares, slow_shares, fast_shares))
-            )
-            return x / (level + FLOOR), LevelState(*ends, torch.cat([state.gain, gain], dim=1))
+            sums = torch.stack([part[:, -1] for part in (means, slow, fast)], 1)
+            seen = torch.stack([part[:, -1] for part in (shares, slow_shares, fast_shares)], 1)
+            return x / (level + FLOOR), LevelState(sums, seen, torch.cat([state.gain, gain], dim=1))
 
 
 def _sums(x: Tensor, total: Tensor, seen: Tensor, rate: float) -> tuple[Tensor, Tensor]:

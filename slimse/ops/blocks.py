@@ -41,7 +41,7 @@ def _strided_conv_transpose(x: Tensor, weight: Tensor, stride: int, channels: in
 
 
 def _overlap_add(taps: list[Tensor]) -> Tensor:
-    """The sum of ``taps`` ``[B, T, n]``, each shifted by one position against the one before: ``[B, T + taps - 1, n]``."""
+    """Sum of ``taps`` ``[B, T, n]``, each shifted by one position against the last: ``[B, T + len(taps) - 1, n]``."""
     out = F.pad(taps[0], (0, 0, 0, len(taps) - 1))
     for tap, part in enumerate(taps[1:], start=1):
         out = out + F.pad(part, (0, 0, tap, len(taps) - 1 - tap))

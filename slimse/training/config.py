@@ -34,9 +34,9 @@ class TrainConfig:
     """How many of them a narrow width sees."""
     narrow_widths: int = 2
     """Narrow widths per step besides the widest: 1 takes turns between the smallest and a random one, 2 runs both."""
-    mixed: float = 0.0
-    """Share of the steps whose narrow part changes its width every few frames: what never happened in training is rough
-    where widths change. At random, or three times in four, where there is a router, as that chooses."""
+    switching: float = 0.0
+    """Share of the steps in which the whole batch runs at widths that change every few frames, and nothing else: by
+    lot, or wider where the sound is louder. A network that never switched in training is rough where widths change."""
     fixed_uf: float = 1.0
     """The width of stage ``fixed``."""
     budget_low: float = 0.125
@@ -46,9 +46,6 @@ class TrainConfig:
     gamma: float = 0.01
     """Weights of `RoutingLoss`. The larger ``gamma``, the more frames get UFs far from the budget, though those between
     would bring more for the same cost."""
-    emphasis: float = 1.0
-    """How much more hard sound counts in the router's loss: its weight is the ratio of noise level, over half a second,
-    to speech level (of input, between -20 and 10 dB) to this power. 0 counts all alike."""
     budgets_per_item: int = 1
     """Budgets at which the router sees each item: in stage ``router`` they cost little beside running the widths."""
     through: float = 1.0
@@ -118,7 +115,7 @@ class TrainConfig:
             )
         if self.narrow_batch > self.batch:
             raise ValueError(f"narrow_batch = {self.narrow_batch}: expected at most batch = {self.batch}")
-        for name in ("decay", "ema", "mixed"):
+        for name in ("decay", "ema", "switching"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number in [0, 1)")
 

@@ -110,7 +110,7 @@ def framed(signal: Tensor, hop: int, frames: int) -> Tensor:
 
 def levelled(noisy: Tensor, *signals: Tensor) -> tuple[Tensor, ...]:
     """Signals ``[B, 1, T]`` relative to the level of the noisy one: ``[B, T]`` each."""
-    level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-4)
+    level = noisy.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
     return tuple((signal.float() / level).squeeze(1) for signal in signals)
 
 

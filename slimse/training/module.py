@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio as si_sdr
 
 from ..models import SlimDemucs
+from ..width import WidthSet
 from .config import TrainConfig
 from .data import Pair
-from .losses import EnhancementLoss, levelled
+from .losses import EnhancementLoss, framed, levelled
 from .optimizer import MuonAdamW
-from .routing import RoutingLoss, difficulty, frame_benefit, straight_through_gates
+from .routing import RoutingLoss, frame_benefit, max_entropy_shares, straight_through_gates
 
 
 class NarrowRun(NamedTuple):
@@ -35,7 +36,8 @@ class SlimmableTraining(lightning.LightningModule):
     """One step of each stage of the training of a `SlimDemucs`.
 
     - ``backbone``: the widest UF on the whole batch, and the smallest, a random one between, or both on a part of
-      it; the narrow ones learn from the clean signal and from the widest one's output.
+      it; the narrow ones learn from the clean signal and from the widest one's output. In a share of the steps, the
+      whole batch at widths that change every few frames instead.
     - ``router``: the router's gates on the whole batch, each item with a budget of its own; all else is frozen.
     - ``joint``: both together, so that the uniform widths stay good while the router learns.
     - ``fixed``: one width on the whole batch.
@@ -80,41 +82,44 @@ class SlimmableTraining(lightning.LightningModule):
             items = torch.arange(len(noisy))
             runs = [NarrowRun(items, uf, output) for uf, output in outputs.items() if uf != widest]
             return self._routed(noisy, clean, outputs[widest], runs)
+        rng = np.random.default_rng([self.config.seed, self.global_step])
+        if stage == "backbone" and rng.random() < self.config.switching:
+            loss = self.loss(self.model(noisy, self._changing(rng, noisy)), clean, noisy)
+            self.log("train/switching", loss.detach())
+            return loss
         wide = self.model(noisy, widest)
         loss = self.loss(wide, clean, noisy)
         self.log(f"train/{widest}", loss.detach())
-        narrow, runs = self._narrow(noisy, clean, wide.detach())
+        narrow, runs = self._narrow(rng, noisy, clean, wide.detach())
         loss = loss + narrow
         return loss + self._routed(noisy, clean, wide.detach(), runs) if stage == "joint" else loss
 
-    def _narrow(self, noisy: Tensor, clean: Tensor, wide: Tensor) -> tuple[Tensor, list[NarrowRun]]:
+    def _narrow(self, rng: Generator, noisy: Tensor, clean: Tensor, wide: Tensor) -> tuple[Tensor, list[NarrowRun]]:
         config, ufs = self.config, self.model.config.ufs
-        rng = np.random.default_rng([config.seed, self.global_step])
-        narrow_ufs: list[float | None] = [ufs[0], float(rng.choice(ufs[1:-1] or ufs[:1]))] if len(ufs) > 1 else []
+        narrow_ufs = [ufs[0], float(rng.choice(ufs[1:-1] or ufs[:1]))] if len(ufs) > 1 else []
         if config.narrow_widths == 1:
             narrow_ufs = narrow_ufs[self.global_step % 2 :][:1]
-        if narrow_ufs and rng.random() < config.mixed:
-            narrow_ufs = [None]
         loss = noisy.new_zeros(())
         runs: list[NarrowRun] = []
         # A different part of the batch for each, so that no item is left to the widest width alone for long.
         for uf in narrow_ufs:
             part = torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])
-            narrow = self.model(noisy[part], self._changing(rng, noisy[part]) if uf is None else uf)
+            narrow = self.model(noisy[part], uf)
             own = self.loss(narrow, clean[part], noisy[part])
-            self.log(f"train/{uf or 'mixed'}", own.detach())
+            self.log(f"train/{uf}", own.detach())
             loss = loss + own + config.distill * _distance(narrow, wide[part], noisy[part])
-            if uf is not None:
-                runs.append(NarrowRun(part, uf, narrow.detach()))
+            runs.append(NarrowRun(part, uf, narrow.detach()))
         return loss, runs
 
     @torch.no_grad()
     def _changing(self, rng: Generator, noisy: Tensor) -> Tensor:
-        """UFs per frame: three times in four those that the router, if there is one, chooses."""
-        ufs = self.model.config.ufs
-        if self.model.router is not None and rng.random() < 0.75:
-            return self.model.route(noisy, torch.from_numpy(_budgets(self.config, rng, len(noisy))).to(noisy.device))
-        return ufs.at(wandering(rng, len(noisy), self.model.frames(noisy.shape[2]), len(ufs)).to(noisy.device))
+        """UFs ``[B, frames]`` that change every few frames: by lot, or as loudness asks for."""
+        ufs, frames = self.model.config.ufs, self.model.frames(noisy.shape[2])
+        if rng.random() < 0.5:
+            return ufs.at(wandering(rng, len(noisy), frames, len(ufs)).to(noisy.device))
+        budget = torch.from_numpy(_budgets(self.config, rng, len(noisy))).to(noisy.device)
+        jitter = torch.from_numpy(rng.normal(scale=4.0, size=(len(noisy), frames))).to(noisy)
+        return ufs.at(by_loudness(noisy, budget, self.model.hop, jitter, ufs))
 
     def _routed(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
         config, model = self.config, self.model
@@ -126,13 +131,12 @@ class SlimmableTraining(lightning.LightningModule):
         logits, _ = model.router_logits(views[:, 0], model.initial_state(items), frames, budget)
         temperature = temperature_at(config, self.global_step)
         gates = straight_through_gates(logits, noise, temperature)
-        weight = difficulty(noisy, clean, model.hop, frames) ** config.emphasis
         own = noisy.new_zeros(())
         # With a frozen backbone and no gradient through the gates, nothing would learn from the routed output.
         if config.stage == "joint" or config.through:
             fixed = gates.detach()
             enhanced = model(noisy, fixed + config.through * (gates - fixed) if config.through else fixed)
-            own = (weight.mean(1) * self.loss.per_item(enhanced, clean, noisy)).mean()
+            own = self.loss(enhanced, clean, noisy)
             own = own + config.distill * _distance(enhanced, wide, noisy)
         use, parts = self.routing(gates, budget, model.router.knot_weights(budget))
         shares = torch.softmax(logits / temperature, dim=-1).unflatten(0, (-1, len(noisy))).mean(0)
@@ -140,7 +144,7 @@ class SlimmableTraining(lightning.LightningModule):
         for run in runs:
             signals = noisy[run.part], clean[run.part], wide[run.part], run.output
             benefit = frame_benefit(self.loss, *signals, model.hop, frames)
-            guide = guide + ((shares[run.part] @ self._forgone(run.uf)) * benefit * weight[run.part]).mean()
+            guide = guide + ((shares[run.part] @ self._forgone(run.uf)) * benefit).mean()
         self.log_dict({"train/routed": own.detach(), "train/guide": guide.detach()})
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
         return own + use + config.guide * guide
@@ -203,6 +207,28 @@ def wandering(rng: Generator, items: int, frames: int, n_ufs: int) -> Tensor:
     stays[:, 0] = False
     latest = np.maximum.accumulate(np.where(stays, 0, np.arange(frames)), axis=1)
     return torch.from_numpy(np.take_along_axis(draws, latest, axis=1))
+
+
+def by_loudness(noisy: Tensor, budget: Tensor, hop: int, jitter: Tensor, ufs: WidthSet) -> Tensor:
+    """Indices of UFs ``[B, frames]``, wider where an item is louder, that use each item's budget.
+
+    An error that is heard, or counted, is mostly one in loud frames. So this is what routers come to, roughly, and it
+    makes widths specialise on the frames they will get.
+
+    Args:
+        noisy: ``[B, 1, T]``.
+        budget: ``[B]``; shares of the UFs are those of `max_entropy_shares`.
+        hop: samples per frame.
+        jitter: ``[B, frames]``, added to the levels, in dB.
+        ufs: what to choose from.
+    """
+    power = framed(noisy[:, 0], hop, jitter.shape[1]).square().mean(2)
+    level = 10 * torch.log10(power + 1e-3 * power.mean(1, keepdim=True) + 1e-20)
+    # Around a frame, as a width stays for a few frames.
+    level = nn.functional.avg_pool1d((level + jitter).unsqueeze(1), 3, 1, 1, count_include_pad=False)[:, 0]
+    rank = level.argsort(1).argsort(1).float() / level.shape[1]
+    edges = max_entropy_shares(ufs, budget).cumsum(1)[:, :-1]
+    return (rank.unsqueeze(2) >= edges.unsqueeze(1)).sum(2)
 
 
 def temperature_at(config: TrainConfig, step: int) -> float:

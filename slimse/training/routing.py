@@ -10,7 +10,7 @@ from ..models import SlimDemucs
 from ..models.router import Router
 from ..profiling import profile
 from ..width import WidthSet
-from .losses import EnhancementLoss, framed
+from .losses import EnhancementLoss
 
 _HEADROOM = 0.94
 """Share of a budget that is used on the sound of the calibration: a budget says what may be spent."""
@@ -151,26 +151,9 @@ class RoutingLoss(nn.Module):
             buffer.mul_(self.memory).add_(new.view_as(buffer))
 
 
-_AROUND = 31
-"""Frames, half a second, over which a frame's benefit and difficulty are taken. What a single frame gains by width is
-mostly chance: it cannot be foretold from the sound, and would drown what can be."""
-
-
-def _around(values: Tensor) -> Tensor:
-    """Means of ``[B, frames]`` around each frame."""
-    return F.avg_pool1d(values.unsqueeze(1), _AROUND, 1, _AROUND // 2, count_include_pad=False)[:, 0]
-
-
-@torch.no_grad()
-def difficulty(noisy: Tensor, clean: Tensor, hop: int, frames: int) -> Tensor:
-    """Level of the noise around each frame over that of the speech, ``[B, frames]``, from 0.1 (-20 dB) to 3.2 (10 dB).
-
-    The losses of recordings are nearly free of their signal-to-noise ratio, so that none is drowned by another. A
-    router trained by them alone would give nearly clean speech, where a wide network gains as many decibels, as much as
-    speech that can hardly be understood.
-    """
-    noise = _around(framed((noisy - clean)[:, 0], hop, frames).square().mean(2))
-    return (noise / clean.square().mean(2).clamp(min=1e-10)).clamp(0.01, 10).sqrt()
+_AROUND = 5
+"""Frames, 80 ms, over which a frame's benefit is taken: about as long as a router stays at a width. Half a second hid
+what there is to gain most by: loud moments are worth more width than the soft ones between them."""
 
 
 @torch.no_grad()
@@ -193,9 +176,10 @@ def frame_benefit(
         frames: of the router.
 
     Returns:
-        ``[B, frames]``: how much of the loss is saved, mean over half a second.
+        ``[B, frames]``: how much of the loss is saved, mean over 80 ms.
     """
-    return _around(loss.saved_per_frame(narrow, wide, clean, noisy, hop, frames))
+    saved = loss.saved_per_frame(narrow, wide, clean, noisy, hop, frames).unsqueeze(1)
+    return F.avg_pool1d(saved, _AROUND, 1, _AROUND // 2, count_include_pad=False)[:, 0]
 
 
 def own_use(model: SlimDemucs) -> float:
