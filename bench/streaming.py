@@ -46,7 +46,7 @@ from torch import nn
 from slimse import SlimDemucs, load
 from slimse.benchmark import Call, frame_call, interleaved, noisy_clip, offline_call, random_ufs, turn_ms
 from slimse.compiled.network import enhance
-from slimse.nn import DecoderBlock, EncoderBlock, GroupedGRU, resample
+from slimse.nn import DecoderBlock, EncoderBlock, GroupedGRU
 from slimse.ops import blocks as twins
 from slimse.ops.recurrent import slim_gru
 
@@ -88,9 +88,6 @@ def opened(model: SlimDemucs) -> SlimDemucs:
     classes = {EncoderBlock: OpenEncoder, DecoderBlock: OpenDecoder, GroupedGRU: OpenGRU}
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))
-    # They would build the filter anew in every call.
-    matrix = resample._filter_matrix(torch.float32, torch.device("cpu"))
-    resample._filter_matrix.__wrapped__ = lambda dtype, device: matrix
     return model
 
 

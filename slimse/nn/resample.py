@@ -6,7 +6,8 @@ so its checkpoints keep their sound. It looks ahead; `LOOKAHEAD` says how far.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,8 @@ def filter_taps() -> Tensor:
     return torch.sinc(time) * window
 
 
-@lru_cache(maxsize=32)
-def _filter_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[TAPS + _BLOCK - 1, _BLOCK]``: column ``j`` holds the half-sample filter shifted down by ``j``.
+def _filter_matrix() -> Tensor:
+    """``[TAPS + _BLOCK - 1, _BLOCK]`` in float64: column ``j`` holds the half-sample filter shifted down by ``j``.
 
     One product with it filters a block of outputs: the same sums as a convolution of one channel, which the CPU
     libraries run at a small part of their matrix speed.
@@ -36,23 +36,41 @@ def _filter_matrix(dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = torch.zeros(TAPS + _BLOCK - 1, _BLOCK, dtype=torch.float64)
     for column in range(_BLOCK):
         matrix[column : column + TAPS, column] = taps
-    return matrix.to(device=device, dtype=dtype)
+    return matrix
 
 
-def _half_sample(x: Tensor) -> Tensor:
-    """``[B, n]`` to ``[B, n - TAPS + 1]``: the signal half a sample after position ``ZEROS - 1`` of each window."""
-    count = x.shape[1] - TAPS + 1
-    blocks = -(-count // _BLOCK)
-    padded = nn.functional.pad(x, (0, blocks * _BLOCK - count))
-    windows = padded.unfold(1, TAPS + _BLOCK - 1, _BLOCK)
-    # A tracer's stand-in for the filter must not stay in the cache, where a real call would find it.
-    filters = _filter_matrix.__wrapped__ if torch.compiler.is_compiling() else _filter_matrix
-    # Autocast would run the filter in bf16, and its rounding would be noise 50 dB below the signal.
-    with torch.autocast(x.device.type, enabled=False):
-        return (windows @ filters(x.dtype, x.device)).reshape(x.shape[0], -1)[:, :count]
+class _HalfSampleFilter(nn.Module):
+    """The filter as a buffer: compilers see a constant, and CUDA graphs find it on the device.
+
+    It stays in at least float32 when the module around it moves to half precision.
+    """
+
+    filters: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("filters", _filter_matrix().float(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        dtype = torch.promote_types(self.filters.dtype, torch.float32)
+        if not self.filters.is_meta:
+            # From float64 again: a cast to half precision and back would leave rounding noise 50 dB below the signal.
+            self.filters = _filter_matrix().to(self.filters.device, dtype)
+        return self
+
+    def half_sample(self, x: Tensor) -> Tensor:
+        """``[B, n]`` to ``[B, n - TAPS + 1]``: the signal half a sample after position ``ZEROS - 1`` of each window."""
+        count = x.shape[1] - TAPS + 1
+        blocks = -(-count // _BLOCK)
+        padded = nn.functional.pad(x, (0, blocks * _BLOCK - count))
+        windows = padded.unfold(1, TAPS + _BLOCK - 1, _BLOCK)
+        # Autocast would run the filter in bf16, and its rounding would be noise 50 dB below the signal.
+        with torch.autocast(x.device.type, enabled=False):
+            return (windows @ self.filters.to(x.dtype)).reshape(x.shape[0], -1)[:, :count]
 
 
-class SincUpsample(nn.Module):
+class SincUpsample(_HalfSampleFilter):
     """Double the rate.
 
     Shape:
@@ -71,14 +89,14 @@ class SincUpsample(nn.Module):
         if count <= 0:
             return x[:, :0], x
         even = x[:, ZEROS - 1 : ZEROS - 1 + count]
-        return torch.stack([even, _half_sample(x)], dim=2).flatten(1), x[:, count:].clone()
+        return torch.stack([even, self.half_sample(x)], dim=2).flatten(1), x[:, count:].clone()
 
     def count(self, args: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made (`TAPS` for every other output); no trained weights."""
         return TAPS * output[0].shape[1] // 2, 0
 
 
-class SincDownsample(nn.Module):
+class SincDownsample(_HalfSampleFilter):
     """Halve the rate: the inverse of `SincUpsample`.
 
     Shape:
@@ -99,7 +117,7 @@ class SincDownsample(nn.Module):
         if count <= 0:
             return x[:, :0], x
         even, odd = x[:, : 2 * pairs].unflatten(1, (pairs, 2)).unbind(2)
-        return 0.5 * (even[:, ZEROS : ZEROS + count] + _half_sample(odd)), x[:, 2 * count :].clone()
+        return 0.5 * (even[:, ZEROS : ZEROS + count] + self.half_sample(odd)), x[:, 2 * count :].clone()
 
     def count(self, args: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made (`TAPS` per output); no trained weights."""
