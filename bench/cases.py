@@ -2,10 +2,10 @@
 
 Implementations of a case, each a call without arguments:
 
-- ``slimse``: the op, on the backend that ``"auto"`` means on the device.
-- ``sliced``: torch's layers on sliced weights. ``compiled``: `torch.compile` of that, which leaves recurrent layers as
-  they are. Both only at one width per call.
-- ``full``: torch's layers (cuDNN's on a GPU) at full width.
+- ``slimse``: the op; where kernels are timed, on kernels and nothing else.
+- ``sliced``: torch's layers (cuDNN's on a GPU) on sliced weights, only at one width per call. `compiled` makes of that
+  what `torch.compile` makes of it; recurrent layers it leaves as they are.
+- ``full``: torch's layers at full width.
 - ``masked``: the same with inactive channels multiplied by zero, which is how widths are mixed elsewhere.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from roofline import CEILINGS, CONFIG, Work, convolution, decoder_block, encoder_block, positions, recurrence
+from roofline import CONFIG, Ceilings, Work, convolution, decoder_block, encoder_block, positions, recurrence
 from torch import Tensor, nn
 
 from slimse import SlimDemucs, ops
@@ -30,6 +30,8 @@ from slimse.width import Schedule, Width
 MIXTURE = {0.125: 0.33, 0.25: 0.40, 0.5: 0.25, 1.0: 0.02}
 """Shares of the UFs that a router picked in the paper at a target of 0.25."""
 TAPS, STRIDE = CONFIG.kernel_size, CONFIG.stride
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""By number format; all others are float32, computed in another way."""
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -42,16 +44,18 @@ class Setup:
     seconds: float
     kind: str
     device: str
+    backend: str = "auto"
+    compiler: str = "inductor"
 
     @property
     def dtype(self) -> torch.dtype:
         """Of all tensors."""
-        return torch.bfloat16 if self.kind == "bf16" else torch.float32
+        return DTYPES.get(self.kind, torch.float32)
 
     @property
-    def precision(self) -> str:
-        """Of the kernels' float32 products."""
-        return "tf32" if self.kind == "tf32" else "ieee"
+    def choice(self) -> dict[str, str]:
+        """How an op runs: its backend, and the precision of the kernels' float32 products."""
+        return {"backend": self.backend, "precision": self.kind if self.kind.startswith("tf32") else "ieee"}
 
     def frames(self) -> int:
         """Frames of a clip."""
@@ -93,28 +97,27 @@ class Case:
     op: str
     label: str
     build: Callable[[Setup], tuple[Calls, Work]]
+    compiles: bool = True
+    """Whether a compiler has something to do."""
+    captured: bool = True
+    """Whether a call can be part of a CUDA graph."""
 
 
-def _calls(
-    slim: Callable[[], Any],
-    plain: Callable[[int | None], Callable[[], Any]],
-    width: Width,
-    compile: bool = True,
-) -> Calls:
+def _calls(slim: Callable[[], Any], plain: Callable[[int | None], Callable[[], Any]], width: Width) -> Calls:
     """All implementations; ``plain`` gives torch's layers at a width, at full width for -1, or masked for None."""
     calls = {"slimse": slim, "full": plain(-1), "masked": plain(None)}
-    if isinstance(width, int):
-        sliced = plain(width)
-        calls["sliced"] = sliced
-        if compile:
-            calls["compiled"] = _compiled(sliced)
-    return calls
+    return {**calls, "sliced": plain(width)} if isinstance(width, int) else calls
 
 
-def _compiled(call: Callable[..., Any], whole: bool = True) -> Callable[..., Any]:
-    """Compiled for its shapes. The compiler keeps eight graphs of a code, and then goes on without: forget them."""
+def compiled(case: Case, setup: Setup, several: list[Calls]) -> list[Callable[[], Any]]:
+    """`torch.compile` of the sliced layers of a case, built several times; none where that is no baseline.
+
+    The compiler keeps eight graphs of a code, and then goes on without: it forgets them first.
+    """
+    if not case.compiles or "sliced" not in several[0]:
+        return []
     torch.compiler.reset()
-    return torch.compile(call, fullgraph=whole, dynamic=False)
+    return [torch.compile(calls["sliced"], dynamic=False, backend=setup.compiler) for calls in several]
 
 
 def _encoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
@@ -128,7 +131,7 @@ def _encoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
 
         def slim() -> Tensor:
             weights = (conv.view(c, -1), bias, glu, glu_bias)
-            return ops.encoder_block(x, *weights, width, STRIDE, precision=setup.precision)
+            return ops.encoder_block(x, *weights, width, STRIDE, **setup.choice)
 
         def plain(k: int | None) -> Callable[[], Tensor]:
             rows = c if k in (None, -1) else k
@@ -157,7 +160,7 @@ def _decoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
 
         def slim() -> Tensor:
             rest = (width, STRIDE, c_out, skip, bias, True)
-            return ops.decoder_block(x, glu, glu_bias, conv.view(c, -1), *rest, precision=setup.precision)
+            return ops.decoder_block(x, glu, glu_bias, conv.view(c, -1), *rest, **setup.choice)
 
         def plain(k: int | None) -> Callable[[], Tensor]:
             rows = c if k in (None, -1) else k
@@ -184,7 +187,7 @@ def _convolution(setup: Setup) -> tuple[Calls, Work]:
     columns, mask = x.mT.contiguous(), setup.mask(width, c, count)
 
     def slim() -> Tensor:
-        return ops.slim_conv1d(x, weight, bias, c_in, width, STRIDE, relu=True, precision=setup.precision)
+        return ops.slim_conv1d(x, weight, bias, c_in, width, STRIDE, relu=True, **setup.choice)
 
     def plain(k: int | None) -> Callable[[], Tensor]:
         rows = c if k in (None, -1) else k
@@ -211,7 +214,7 @@ def _transposed(setup: Setup) -> tuple[Calls, Work]:
 
     def slim() -> Tensor:
         rest = (width, c_out, STRIDE)
-        return ops.slim_conv_transpose1d(x, weight, bias, *rest, relu=True, precision=setup.precision)
+        return ops.slim_conv_transpose1d(x, weight, bias, *rest, relu=True, **setup.choice)
 
     def plain(k: int | None) -> Callable[[], Tensor]:
         rows = c if k in (None, -1) else k
@@ -241,7 +244,7 @@ def _pointwise(setup: Setup) -> tuple[Calls, Work]:
 
     rows = setup.batch * count
     work = convolution(rows, rows * mean, rows * c, mean * 2 * c)
-    slim = lambda: ops.slim_linear_glu(x, weight, bias, width, "input", precision=setup.precision)  # noqa: E731
+    slim = lambda: ops.slim_linear_glu(x, weight, bias, width, "input", **setup.choice)  # noqa: E731
     return _calls(slim, plain, width), work
 
 
@@ -249,44 +252,52 @@ def _mean_square(width: Width) -> float:
     return float(width.double().square().mean()) if isinstance(width, Tensor) else float(width) ** 2  # type: ignore[arg-type]
 
 
-def _lstm(setup: Setup) -> tuple[Calls, Work]:
-    """One layer of the bottleneck of the original denoiser with 48 channels."""
-    units, count = 768, setup.frames()
-    width, mean = setup.width(units, count)
-    layer = SlimLSTM(units, units, batch_first=True, precision=setup.precision).to(setup.device, setup.dtype)
-    x, mask = setup.random(setup.batch, count, units), setup.mask(width, units, count).mT
-    zeros = setup.random(setup.batch, units) * 0
+def _lstm(units: int, frames: int = 0) -> Callable[[Setup], tuple[Calls, Work]]:
+    """One layer."""
 
-    def plain(k: int | None) -> Callable[[], Any]:
-        theirs = layer.extract(1.0 if k in (None, -1) else k / units)
-        return lambda: theirs(x)[0] * mask if k is None else theirs(x)[0]
+    def build(setup: Setup) -> tuple[Calls, Work]:
+        count = frames or setup.frames()
+        width, mean = setup.width(units, count)
+        layer = SlimLSTM(units, units, batch_first=True, **setup.choice).to(setup.device, setup.dtype)
+        x, mask = setup.random(setup.batch, count, units), setup.mask(width, units, count).mT
+        zeros = setup.random(setup.batch, units) * 0
 
-    work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 4, units)
-    return _calls(lambda: layer.run(x, width, [(zeros, zeros)]), plain, width, compile=False), work
+        def plain(k: int | None) -> Callable[[], Any]:
+            theirs = layer.extract(1.0 if k in (None, -1) else k / units)
+            return lambda: theirs(x)[0] * mask if k is None else theirs(x)[0]
+
+        work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 4, units)
+        return _calls(lambda: layer.run(x, width, [(zeros, zeros)]), plain, width), work
+
+    return build
 
 
-def _gru(setup: Setup) -> tuple[Calls, Work]:
-    """The grouped GRU of the paper, slimmed."""
-    groups, units, count = CONFIG.groups, CONFIG.channels(CONFIG.depth) // CONFIG.groups, setup.frames()
-    width, mean = setup.width(units, count)
-    sizes = ((3, units), (3, units), (3,), (3,))
-    weights = [setup.random(groups, units, *size) for size in sizes]
-    x, state = setup.random(setup.batch, count, groups * units), setup.random(groups, setup.batch, units)
-    mask = setup.mask(width, units, count).mT
+def _gru(units: int, groups: int, frames: int = 0) -> Callable[[Setup], tuple[Calls, Work]]:
+    """Groups of units side by side, slimmed."""
 
-    def plain(k: int | None) -> Callable[[], Any]:
-        k_units = units if k in (None, -1) else k
-        grus = [nn.GRU(units, k_units, batch_first=True).to(setup.device, setup.dtype) for _ in range(groups)]
+    def build(setup: Setup) -> tuple[Calls, Work]:
+        count = frames or setup.frames()
+        width, mean = setup.width(units, count)
+        sizes = ((3, units), (3, units), (3,), (3,))
+        weights = [setup.random(groups, units, *size) for size in sizes]
+        x, state = setup.random(setup.batch, count, groups * units), setup.random(groups, setup.batch, units)
+        mask = setup.mask(width, units, count).mT
 
-        def call() -> Any:
-            outputs = [gru(part)[0] for gru, part in zip(grus, x.chunk(groups, dim=2), strict=True)]
-            return torch.cat([out * mask for out in outputs] if k is None else outputs, dim=2)
+        def plain(k: int | None) -> Callable[[], Any]:
+            k_units = units if k in (None, -1) else k
+            grus = [nn.GRU(units, k_units, batch_first=True).to(setup.device, setup.dtype) for _ in range(groups)]
 
-        return call
+            def call() -> Any:
+                outputs = [gru(part)[0] for gru, part in zip(grus, x.chunk(groups, dim=2), strict=True)]
+                return torch.cat([out * mask for out in outputs] if k is None else outputs, dim=2)
 
-    slim = lambda: ops.slim_gru(x, *weights, width, state, precision=setup.precision)  # noqa: E731
-    work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 3, units, groups)
-    return _calls(slim, plain, width, compile=False), work
+            return call
+
+        slim = lambda: ops.slim_gru(x, *weights, width, state, **setup.choice)  # noqa: E731
+        work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 3, units, groups)
+        return _calls(slim, plain, width), work
+
+    return build
 
 
 def _diagonal(setup: Setup) -> tuple[Calls, Work]:
@@ -297,12 +308,13 @@ def _diagonal(setup: Setup) -> tuple[Calls, Work]:
     theirs, x = nn.GRU(units, units, batch_first=True).to(setup.device, setup.dtype), gates[:, :, 0].contiguous()
     rows = setup.batch * count
     work = Work(rows * 3 * units, rows * 4 * units)
-    return {"slimse": lambda: ops.diagonal_gru(gates, weight, bias, state), "full": lambda: theirs(x)}, work
+    slim = lambda: ops.diagonal_gru(gates, weight, bias, state, backend=setup.backend)  # noqa: E731
+    return {"slimse": slim, "full": lambda: theirs(x)}, work
 
 
 def _network(setup: Setup) -> tuple[Calls, Work]:
     """The whole network; the least number of elements is that of its blocks, one after the other."""
-    model, twin = _models(setup.kind, setup.device)
+    model, twin = _models(setup)
     noisy = setup.random(setup.batch, 1, int(setup.seconds * CONFIG.sample_rate))
     frames = model.frames(noisy.shape[2])
     uf: Any = setup.uf if setup.uf is not None else setup.ufs(frames)
@@ -317,27 +329,31 @@ def _network(setup: Setup) -> tuple[Calls, Work]:
     }
     if setup.uf is not None:
         sliced = model.extract(setup.uf)
-        # torch.compile leaves out its GRU, and splits the graph there.
-        compiled = _compiled(sliced, whole=False)
-        calls |= {"sliced": lambda: sliced(noisy), "compiled": lambda: compiled(noisy)}
+        calls["sliced"] = lambda: sliced(noisy)
     work = Work(0, 0)
     for level in range(1, CONFIG.depth + 1):
         _, mean = setup.width(CONFIG.channels(level), positions(level, setup.seconds))
         for block in (encoder_block, decoder_block):
             work += block(level, setup.batch, setup.seconds, mean)
-    # What is not slimmed: the bottleneck and the resampling, as `slimse profile` counts them.
-    return calls, work + Work(_unslimmed_macs() * noisy.numel(), 0)
+    # Of the resampling, one pass up and one down; its and the bottleneck's products as `slimse profile` counts them.
+    channels, rate = CONFIG.channels(CONFIG.depth), CONFIG.resample
+    bottleneck = setup.batch * frames * 2 * channels
+    rest = Work(_unslimmed_macs() * noisy.numel(), bottleneck + 2 * (1 + rate) * noisy.numel())
+    return calls, work + rest
+
+
+def _models(setup: Setup) -> tuple[SlimDemucs, SlimDemucs]:
+    """The network as it runs, and on twins, with the same weights."""
+    return _made(setup.device, setup.dtype, tuple(setup.choice.items()))
 
 
 @functools.cache
-def _models(kind: str, device: str) -> tuple[SlimDemucs, SlimDemucs]:
-    """The network as it runs, and on twins, with the same weights."""
-    setup = Setup(1.0, 1, 1.0, kind, device)
+def _made(device: str, dtype: torch.dtype, choice: tuple[tuple[str, str], ...]) -> tuple[SlimDemucs, SlimDemucs]:
     # Of weights made in inference mode the compiled path would pack a copy at every call.
     with torch.inference_mode(False):
-        model, twin = SlimDemucs(CONFIG, precision=setup.precision), SlimDemucs(CONFIG, backend="torch")
+        model, twin = SlimDemucs(CONFIG, **dict(choice)), SlimDemucs(CONFIG, backend="torch")
         twin.load_state_dict(model.state_dict())
-        return tuple(m.to(device, setup.dtype).eval().requires_grad_(False) for m in (model, twin))  # type: ignore[return-value]
+        return tuple(m.to(device, dtype).eval().requires_grad_(False) for m in (model, twin))  # type: ignore[return-value]
 
 
 @functools.cache
@@ -347,10 +363,17 @@ def _unslimmed_macs() -> float:
     return sum(macs for name, macs in costs.items() if not name.startswith(("encoder", "decoder")))
 
 
-def describe(case: Case, setup: Setup, implementation: str, work: Work) -> dict[str, Any]:
+def describe(
+    case: Case,
+    setup: Setup,
+    implementation: str,
+    work: Work,
+    *,
+    device: str = f"CPU ({platform.machine()}, 1 thread)",
+    ceilings: Ceilings | None = None,
+) -> dict[str, Any]:
     """What stands beside every time: the point, what it has to do at least, and where it ran."""
-    device = torch.cuda.get_device_name() if setup.device == "cuda" else f"CPU ({platform.machine()}, 1 thread)"
-    ceilings = next((known for name, known in CEILINGS.items() if name in device), None)
+    line = work.seconds(setup.kind, ceilings) if ceilings is not None and work.macs else None
     return {
         "op": case.op,
         "label": case.label,
@@ -361,7 +384,7 @@ def describe(case: Case, setup: Setup, implementation: str, work: Work) -> dict[
         "kind": setup.kind,
         "macs": work.macs,
         "bytes": work.bytes(setup.kind),
-        "roofline": None if ceilings is None else work.seconds(setup.kind, ceilings),
+        "roofline": line,
         "device": device,
         "torch": torch.__version__,
     }
@@ -375,9 +398,14 @@ OPS = [
     Case("slim_conv1d", "slim_conv1d", _convolution),
     Case("slim_conv_transpose1d", "slim_conv_transpose1d", _transposed),
     Case("slim_linear_glu", "slim_linear_glu", _pointwise),
-    Case("slim_lstm", "slim_lstm", _lstm),
-    Case("slim_gru", "slim_gru", _gru),
-    Case("diagonal_gru", "diagonal_gru", _diagonal),
+    Case("slim_lstm", "slim_lstm", _lstm(768), compiles=False),
+    Case("slim_gru", "slim_gru", _gru(CONFIG.channels(CONFIG.depth) // CONFIG.groups, CONFIG.groups), compiles=False),
+    Case("diagonal_gru", "diagonal_gru", _diagonal, compiles=False),
+]
+RECURRENT = [
+    *(case for case in OPS if case.op in ("slim_gru", "slim_lstm")),
+    Case("slim_gru", "GRU of 512 units, 64 steps", _gru(512, 1, 64), compiles=False),
+    Case("slim_lstm", "LSTM of 512 units, 64 steps", _lstm(512, 64), compiles=False),
 ]
 MODEL = [Case("model", "model", _network)]
 UFS: list[float | None] = [*CONFIG.ufs, None]

@@ -1,91 +1,78 @@
-"""Check every kernel against its twin and a tick of `StreamBatch` as a CUDA graph, time all, and write the report.
+"""Check and time every kernel on this machine's GPU in a few minutes; `bench/gpu_run.sh` does it on a bare machine.
 
-    python bench/gpu.py --out DIR [--tune] [--minutes 8]
+    python bench/gpu.py --out DIR [--minutes 9.5]    # checks, times and report into DIR/<device>
+    python bench/gpu.py --out DIR --rehearse         # the same steps on a machine without a GPU; no time means anything
 
-needs a CUDA (or ROCm) device, Triton and this package installed. ``DIR`` gets ``checks.json``, ``times.json``,
-``report.md`` and its plots, and with ``--tune`` a table of faster launch parameters of the blocks, with which it goes
-on, and which the package uses once it lies in ``slimse/ops/tuned``. It exits with 1 if a kernel is further from float64
-than it may be. What there was no time for is called not measured; the same command again goes on where it was stopped,
-unless device, versions or code have changed.
+The steps, one after the other, each cut off when its share of the time is used up: ceilings of the device; checks
+against float64 while all kernels are compiled, in many processes; times, in one process, in the order of `PASSES`;
+profiles of five kernels and a memory check where NVIDIA's tools are there; checks that had no time. All results are
+lines of JSON that are written as they come, so that none is lost: the same command again goes on where it was stopped,
+and `--report` makes the report of what there is. It exits with 1 if a kernel is wrong or fails to run.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import gc
 import hashlib
-import importlib
 import importlib.util
 import itertools
 import json
-import statistics
+import os
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import report
 import torch
-from cases import BLOCKS, MODEL, OPS, UFS, Case, Setup, describe
-from checks import CHECKS, LIMITS, TICK, check_all, distance
+from cases import BLOCKS, MODEL, OPS, RECURRENT, UFS, Calls, Case, Setup, compiled, describe
+from checks import CHECKS, checks_of
+from device import Device, Gpu, Rehearsal, ceilings, measure
+from roofline import Ceilings, Work
+from scenarios import ROUTER, TICK, TRAINING
+from session import SHARES, Session, append, lines
 
-from slimse.ops import tuning
-
-KINDS = ("bf16", "tf32", "fp32")
-SIMPLE, COMPILED = ("slimse", "sliced", "full", "masked"), ("compiled",)
-CASES = (*MODEL, *BLOCKS, *OPS)
-PASSES = (
-    (SIMPLE, (64,), KINDS, CASES),
-    (COMPILED, (64,), ("bf16",), BLOCKS),
-    (SIMPLE, (16, 1), KINDS, CASES),
-    (COMPILED, (64,), KINDS, (*BLOCKS, *OPS, *MODEL)),
-    (COMPILED, (16, 1), KINDS, (*BLOCKS, *OPS, *MODEL)),
+ROOT = Path(__file__).resolve().parents[1]
+NETWORK = (*MODEL, *BLOCKS)
+PAIR, COMPILED, ALL = ("slimse", "sliced"), ("compiled",), ("slimse", "sliced", "compiled", "full", "masked")
+PASSES: tuple[tuple[tuple[str, ...], tuple[Case, ...], tuple[str, ...], tuple[int, ...], tuple[Any, ...]], ...] = (
+    (PAIR, NETWORK, ("bf16",), (64,), (1.0, 0.25)),
+    (COMPILED, NETWORK, ("bf16",), (64,), (1.0, 0.25)),
+    ((*PAIR, "masked"), NETWORK, ("bf16",), (64,), (None, 0.125, 0.5)),
+    (COMPILED, NETWORK, ("bf16",), (64,), (0.125, 0.5)),
+    (PAIR, tuple(RECURRENT[:2]), ("bf16", "fp16"), (64,), tuple(UFS)),
+    (PAIR, tuple(RECURRENT[2:]), ("bf16", "fp16"), (32,), tuple(UFS)),
+    (("slimse", "masked"), tuple(ROUTER), ("tf32",), (64,), (None,)),
+    (("slimse", "masked"), tuple(TRAINING), ("bf16",), (16,), (None,)),
+    (PAIR, tuple(TICK), ("tf32",), (1_000, 10_000, 100_000), (None,)),
+    (PAIR, NETWORK, ("tf32", "tf32x3", "fp32"), (64,), (1.0, 0.25)),
+    ((*PAIR, *COMPILED), NETWORK, ("bf16",), (1, 16), (1.0, 0.25)),
+    (ALL, (*OPS, *NETWORK), ("bf16", "tf32", "fp32"), (64,), tuple(UFS)),
+    (ALL, (*OPS, *NETWORK), ("bf16", "tf32", "fp32"), (1, 16), tuple(UFS)),
 )
-"""Implementations, batches, number formats and cases in the order of their turn: compiling takes longest, a network's
-longest of all."""
-STEPS = {"block_t": (32, 64, 128), "block_h": (16, 32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
-"""Launch parameters that are tuned, and their candidates."""
+"""Implementations, cases, number formats, batches and UFs, in the order of their value."""
+PROFILED = (("encoder 3", 1.0), ("encoder 4", 1.0), ("decoder 3", 1.0), ("decoder 1", 0.25), ("slim_gru", 1.0))
+FEW = 4
+"""Times of a short rehearsal."""
 
 
-def measure(call: Callable[[], Any], rounds: int = 20) -> dict[str, float]:
-    """Seconds of one call, by the GPU's clock: median and the 20th and 80th percentile.
-
-    Slow calls have fewer rounds, down to five, so that all take a second or so.
-    """
-    for _ in range(3):
-        torch.cuda.synchronize()
-        start = time.monotonic()
-        call()
-        torch.cuda.synchronize()
-    rounds = max(min(rounds, int(1 / (time.monotonic() - start))), 5)
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for begin, end in marks:
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    seconds = sorted(begin.elapsed_time(end) / 1e3 for begin, end in marks)
-    return {"median": statistics.median(seconds), "p20": seconds[rounds // 5], "p80": seconds[-1 - rounds // 5]}
-
-
-def points(seconds: float) -> Iterator[tuple[Case, Setup, str]]:
-    """Case, setup and implementation of all times, the most telling first."""
+def points(setup: Setup, few: bool = False) -> Iterator[tuple[Case, Setup, str]]:
+    """Case, setup and implementation of all times, the most telling first; ``setup`` has the largest batch."""
     seen = set()
-    for implementations, batches, kinds, cases in PASSES:
-        for batch, kind, case, uf in itertools.product(batches, kinds, cases, UFS):
+    for implementations, cases, kinds, batches, ufs in PASSES:
+        for batch, kind, case, uf in itertools.product(batches, kinds, cases, ufs):
             for implementation in implementations:
-                point = (case.label, batch, kind, uf, implementation)
-                if point not in seen:
+                at = replace(setup, uf=uf, batch=min(batch, setup.batch), kind=kind)
+                point = (case.label, at, implementation)
+                if point not in seen and not (few and (len(seen) == FEW or case in NETWORK[:1])):
                     seen.add(point)
-                    yield case, Setup(uf, batch, seconds, kind, "cuda"), implementation
-
-
-def needed(case: Case, implementation: str) -> float:
-    """Seconds that must be left to begin: a compiler cannot be stopped half way."""
-    if implementation != "compiled":
-        return 5.0
-    return 90.0 if case in MODEL else 20.0
+                    yield case, at, implementation
 
 
 def title(case: Case, setup: Setup, implementation: str) -> str:
@@ -93,189 +80,245 @@ def title(case: Case, setup: Setup, implementation: str) -> str:
     return f"{case.label}, UF {setup.uf or 'mixture'}, batch {setup.batch}, {setup.kind}, {implementation}"
 
 
-@torch.inference_mode()
-def time_case(case: Case, setup: Setup, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Times of some implementations as pytest-benchmark writes them, and notes on what failed."""
+def prepare(setup: Setup) -> None:
+    """Settings of torch for a number format: the baselines' fastest, and the same numbers in every process."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = setup.kind == "tf32"
+    torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    entries, failures, calls = [], [], None
+
+
+def several(case: Case, setup: Setup, device: Device) -> tuple[list[Calls], Work]:
+    """The calls of a case on as many inputs of their own as it takes to get them out of the cache; and its work."""
+    first, work = case.build(setup)
+    size = work.bytes(setup.kind)
+    count = min(8, -(-3 * device.cache // int(size))) if size else 1
+    return [first, *(case.build(setup)[0] for _ in range(count - 1))], work
+
+
+@torch.no_grad()
+def time_case(
+    device: Device, case: Case, setup: Setup, wanted: Iterable[str], known: Ceilings | None
+) -> Iterator[dict[str, Any]]:
+    """Times of some implementations, as pytest-benchmark writes them, or what failed."""
+    prepare(setup)
+    built = None
     for implementation in wanted:
         name = title(case, setup, implementation)
+        yield {"begin": name}
         try:
-            if calls is None:
-                calls, work = case.build(setup)
-            if implementation in calls:
-                info = describe(case, setup, implementation, work)
-                entries.append({"name": name, "stats": measure(calls[implementation]), "extra_info": info})
+            calls, work = built = built or several(case, setup, device)
+            mine = [one[implementation] for one in calls if implementation in one]
+            mine = compiled(case, setup, calls) if implementation == "compiled" else mine
+            if mine:
+                stats = measure(device, mine, captured=case.captured)
+                info = describe(case, setup, implementation, work, device=device.name, ceilings=known)
+                yield {"name": name, "stats": stats, "extra_info": info}
         except Exception as error:  # Not enough memory, say. The report says which; the others are worth having.
-            failures.append(f"- {name} failed: {type(error).__name__}: {str(error)[:200]}")
-    return entries, failures
+            yield {"name": name, "failed": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
-def time_all(entries: list[dict[str, Any]], deadline: float, seconds: float, save: Callable[[], None]) -> list[str]:
-    """Add to ``entries`` all times that are missing; give notes on what failed, and on what is missing still.
-
-    ``save`` is called every few seconds.
-    """
-    known, failures, left, saved = {entry["name"] for entry in entries}, [], 0, time.monotonic()
-    for (case, setup), group in itertools.groupby(points(seconds), lambda point: point[:2]):
-        wanted = [one for _, _, one in group if title(case, setup, one) not in known]
-        in_time = [one for one in wanted if time.monotonic() + needed(case, one) <= deadline]
-        left += len(in_time) < len(wanted)
-        if in_time:
-            more, failed = time_case(case, setup, in_time)
-            entries += more
-            failures += failed
-        if time.monotonic() > saved + 10:
-            save()
-            saved = time.monotonic()
-    notes = [f"{left} cases were not measured: the time was up. The same command again goes on."] if left else []
-    return [*notes, *failures]
+def time_all(device: Device, folder: Path, until: float, setup: Setup, few: bool) -> None:
+    """Measure all that is missing. What was begun before and not ended broke its process, and is left out."""
+    path = folder / "times.jsonl"
+    known = {row.get("name", row.get("begin")) for row in lines(path)}
+    limits = read_ceilings(folder)
+    for (case, at), group in itertools.groupby(points(setup, few), lambda point: point[:2]):
+        wanted = [one for _, _, one in group if title(case, at, one) not in known]
+        if time.time() > until:
+            return
+        for row in time_case(device, case, at, wanted, limits):
+            append(path, row)
+        if wanted:
+            gc.collect()
+            device.release()
 
 
-def tune(table: dict[str, Any], deadline: float, seconds: float, save: Callable[[], None]) -> list[str]:
-    """Add to ``table``, one of `slimse.ops.tuning`, the fastest launch parameters of what it lacks; say what failed.
+@torch.no_grad()
+def warm(device: Device, case: Case, setup: Setup, implementations: Iterable[str]) -> None:
+    """Call some implementations once, so that what they compile is on disk for the process that times them."""
+    prepare(setup)
+    calls, _ = case.build(setup)
+    for implementation in implementations:
+        for call in compiled(case, setup, [calls]) if implementation == "compiled" else [calls.get(implementation)]:
+            if call is not None:
+                call()
+    device.synchronize()
 
-    One parameter after the other, for the sum of the times at UF 1 and 0.25, batch 64.
-    """
-    failures = []
-    for case, kind in itertools.product(BLOCKS, ("bf16", "tf32")):
-        module = importlib.import_module(f"slimse.kernels.{case.op}")
-        select, override, seen = module.select_config, {}, {}
 
-        def choose(shape: Any, dtype: Any, precision: str, capability: int) -> Any:
-            default = select(shape, dtype, precision, capability)  # noqa: B023
-            seen.update(key=tuning.key(case.op, *shape[1:], dtype, precision), default=default)  # noqa: B023
-            return dataclasses.replace(default, **override)  # noqa: B023
+def tasks(setup: Setup, few: bool) -> list[tuple[Any, ...]]:
+    """Checks of an op in a number format, and points to warm up, as they should be begun."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for case, at, implementation in points(setup, few):
+        if at.batch <= 1000 and implementation in ("slimse", "compiled"):
+            groups.setdefault((case, at, implementation == "compiled"), []).append(implementation)
+    points_ = [(case, at, found) for (case, at, _), found in groups.items()]
+    checks = [(op, kind) for op, kind in CHECKS if not few or (op, kind) == ("slim_linear_glu", "fp32")]
+    first = len(list(itertools.product(NETWORK, (1.0, 0.25))))
+    by_kind = [[check for check in checks if check[1] == kind] for kind in ("bf16", "fp16", "tf32", "fp32", "tf32x3")]
+    return [
+        *points_[:first], *by_kind[0], *points_[first : 4 * first], *itertools.chain(*by_kind[1:]),
+        *points_[4 * first :],
+    ]  # fmt: skip
 
-        if time.monotonic() > deadline:
-            break
-        setups = [Setup(uf, 64, seconds, kind, "cuda") for uf in (1.0, 0.25)]
-        calls = [case.build(setup)[0]["slimse"] for setup in setups]
-        module.select_config = choose
+
+def work_off(device: Device, folder: Path, until: float, setup: Setup, few: bool, only_checks: bool) -> None:
+    """Take one task after the other that no other process has taken."""
+    claims = folder / ("claims-more" if only_checks else "claims")
+    claims.mkdir(exist_ok=True)
+    path = folder / "checks.jsonl"
+    done = {(row["op"], row["kind"]) for row in lines(path)}
+    for index, task in enumerate(tasks(setup, few)):
+        if time.time() > until:
+            return
+        if (only_checks and len(task) == 3) or task[:2] in done:
+            continue
         try:
-            expected = [call() for call in calls]
-            # With an entry in the table nothing is chosen; one without parameters says that none are better.
-            known = not seen or seen["key"] in table
-            if not known and _descend(calls, expected, override, seen["default"], LIMITS[kind], deadline):
-                best = dataclasses.replace(seen["default"], **override)
-                table[seen["key"]] = dataclasses.asdict(best) if override else {}
-                save()
-        except Exception as error:  # The other blocks are worth tuning.
-            failures.append(f"- tuning {case.label} in {kind} failed: {type(error).__name__}: {str(error)[:200]}")
-        finally:
-            module.select_config = select
-    return failures
+            (claims / str(index)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        if len(task) == 2:
+            for row in checks_of(*task, device.tensors):
+                append(path, row)
+            # A kernel that broke the device's context ends this process: the checks of the others go on.
+            device.synchronize()
+            continue
+        try:
+            warm(device, *task)
+        except Exception as error:  # It will be measured, or fail, when its turn comes.
+            print(f"warming up {title(*task[:2], '')}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        gc.collect()
+        device.release()
 
 
-def _descend(
-    calls: list[Callable[[], Any]],
-    expected: list[torch.Tensor],
-    override: dict[str, int],
-    default: Any,
-    limit: float,
-    deadline: float,
-) -> bool:
-    """Change ``override``, which the calls read, to what makes them fastest; whether there was time for all of it."""
-
-    def total() -> float:
-        if distance([call() for call in calls], [out.double() for out in expected]) > limit:
-            raise ValueError("another result")
-        return sum(measure(call, 10)["median"] for call in calls)
-
-    best = total()
-    for name, values in STEPS.items() if default.fused else ():
-        kept = dict(override)
-        for value in values:
-            if time.monotonic() > deadline:
-                return False
-            override[name] = value
-            try:
-                now = total()
-            except Exception:
-                # A tile that does not compile, does not fit this GPU or gives another result is no candidate.
-                continue
-            if now < best:
-                best, kept = now, dict(override)
-        override.clear()
-        override.update(kept)
-    return True
+def read_ceilings(folder: Path) -> Ceilings | None:
+    """What was measured, or None."""
+    path = folder / "ceilings.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    return Ceilings(found["bandwidth"], found["flops"])
 
 
-def machine() -> dict[str, str]:
+def profile(device: Device, setup: Setup) -> None:
+    """Call five kernels once more after a warm-up, with the profiler on."""
+    for (label, uf), case in itertools.product(PROFILED, (*BLOCKS, *OPS)):
+        if case.label == label:
+            at = replace(setup, uf=uf, batch=min(64, setup.batch), kind="bf16")
+            call = case.build(at)[0]["slimse"]
+            call()
+            device.synchronize()
+            if isinstance(device, Gpu):
+                torch.cuda.profiler.start()
+            call()
+            device.synchronize()
+            if isinstance(device, Gpu):
+                torch.cuda.profiler.stop()
+
+
+def machine(device: Device) -> dict[str, str]:
     """What results depend on: device, versions, and a digest of the code and its tables of launch parameters."""
-    root = Path(__file__).resolve().parents[1]
-    files = sorted(file for folder in ("kernels", "slimse", "bench") for file in (root / folder).rglob("*.py"))
-    files += sorted(tuning.FOLDER.glob("*.json"))
+    folders = [ROOT / name for name in ("kernels", "slimse", "bench")]
+    files = sorted(file for folder in folders for kind in ("*.py", "tuned/*.json") for file in folder.rglob(kind))
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-    triton = importlib.import_module("triton").__version__
-    return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton, "code": code}
+    return {"device": device.name, "torch": torch.__version__, "triton": version("triton"), "code": code}
 
 
-def load(path: Path, **same: Any) -> dict[str, Any]:
-    """What was written by `save`, or nothing if ``same`` has changed since."""
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return found if all(found.get(key) == value for key, value in same.items()) else {}
+def verdicts(folder: Path, few: bool) -> tuple[list[str], bool]:
+    """Lines that say how the checks went, "wrong" and "no time" apart; and whether all that ran are right."""
+    rows = lines(folder / "checks.jsonl")
+    bad = [row for row in rows if row["verdict"] != "ok"]
+    ran = {(row["op"], row["kind"]) for row in rows}
+    missing = [f"{op} in {kind}" for op, kind in CHECKS if (op, kind) not in ran] if not few else []
+    found = [f"Checks against float64: {len(rows) - len(bad)} ok, {len(bad)} not, {len(missing)} had no time."]
+    found += [f"- {row['verdict'].upper()}: {json.dumps(row)}" for row in bad]
+    return [*found, *([f"- no time: {', '.join(missing)}"] if missing else [])], not bad
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, all of it or nothing."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+def finish(folder: Path, few: bool = False) -> int:
+    """Write the report of what there is and print a short table; the exit status."""
+    about = json.loads((folder / "machine.json").read_text())
+    rows = lines(folder / "times.jsonl")
+    entries, failures = [row for row in rows if "stats" in row], [row for row in rows if "failed" in row]
+    checked, right = verdicts(folder, few)
+    notes = [f"Versions: {', '.join(f'{key} {value}' for key, value in about.items() if key != 'device')}."]
+    if (folder / "ceilings.json").is_file():
+        limits = json.loads((folder / "ceilings.json").read_text())
+        flops = ", ".join(f"{kind} {value / 1e12:.0f}" for kind, value in limits["flops"].items())
+        notes += [f"Measured: {limits['bandwidth'] / 1e12:.2f} TB/s, products in TFLOP/s: {flops}. {limits['clocks']}"]
+    notes += [f"- {row['name']} failed: {row['failed']}" for row in failures]
+    begun = {row["begin"] for row in rows if "begin" in row}
+    notes += [f"{len(begun - {row.get('name') for row in rows})} times were begun and not ended, or are no baseline."]
+    path = report.write(entries, folder, [*checked, "", *notes])
+    times = report.Times(entries)
+    for point in times.points():
+        print("\n".join(["", f"{point[0]}, batch {point[1]}, {point[2]}", *report.summary(times, point)]))
+    print("\n".join(["", *checked[:12], f"{len(entries)} times, {len(failures)} failed. {path}"]), flush=True)
+    return 0 if right else 1
 
 
-def run(out: Path, start: float, end: float, seconds: float, tuned: bool) -> int:
-    """Check, tune, time and report; the exit status."""
-    here, notes, table = machine(), [], {}
-    checks = [row for row in load(out / "checks.json", machine=here).get("checks", []) if row["within"]]
-    done = [(row["op"], row["kind"]) for row in checks]
-    wanted = [check for check in CHECKS if done.count(check) < (1 if check == TICK or "diagonal" in check[0] else 2)]
-    checks = [row for row in checks if (row["op"], row["kind"]) not in wanted]
-    checks += check_all(wanted, start + 0.5 * (end - start))
-    save(out / "checks.json", {"machine": here, "checks": checks})
-    if tuned:
-        path = out / tuning.table_name(torch.device("cuda"))
-        table = load(path, machine=here) or {"machine": here}
-        save(path, table)
-        tuning.use(out)
-        notes = tune(table, start + 0.6 * (end - start), seconds, lambda: save(path, table))
-        tuning.use(out)
-    kept = load(out / "times.json", machine=here, table=table, seconds=seconds)
-    entries = kept.get("benchmarks", [])
-
-    def save_times() -> None:
-        content = {"benchmarks": entries, "machine": here, "table": table, "seconds": seconds}
-        save(out / "times.json", content)
-
-    try:
-        notes += time_all(entries, end, seconds, save_times)
-    finally:
-        save_times()
-    bad = [row for row in checks if not row["within"]]
-    versions = f"torch {here['torch']}, triton {here['triton']}"
-    summary = f"{versions}. {len(checks) - len(bad)} of {len(checks)} checks against float64 are within their limits."
-    print(report.write(entries, out, [summary, *(f"- FAILED: {json.dumps(row)}" for row in bad), *notes]))
-    return 1 if bad else 0
+def step(arguments: argparse.Namespace, device: Device) -> None:
+    """What a process of a step does."""
+    folder, until, few = arguments.out, arguments.until, arguments.few
+    seconds, most = (0.04, 2) if arguments.rehearse else (4.0, 10**6)
+    setup = Setup(1.0, most, seconds, "bf16", device.tensors, device.backend, device.compiler)
+    if arguments.step == "ceilings":
+        found = ceilings(device, 64 if arguments.rehearse else 8192)
+        part = folder / "ceilings.part"
+        part.write_text(json.dumps(found) + "\n")
+        part.replace(folder / "ceilings.json")
+    elif arguments.step == "times":
+        time_all(device, folder, until, setup, few)
+    elif arguments.step == "profiles":
+        profile(device, setup)
+    else:
+        work_off(device, folder, until, setup, few, arguments.step == "more checks")
 
 
 def main() -> int:
     """Command line."""
+    start = time.time()
     parser = argparse.ArgumentParser(description="Check and time the kernels on this machine's GPU.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checks, times and the report")
-    parser.add_argument("--tune", action="store_true", help="look for faster launch parameters of the blocks")
-    parser.add_argument("--minutes", type=float, default=8.0, help="time in all")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results, in which the device gets its own")
+    parser.add_argument("--minutes", type=float, default=9.5, help="time in all")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU, in Triton's interpreter")
+    parser.add_argument("--few", action="store_true", help="only a few checks and times")
+    parser.add_argument("--report", action="store_true", help="only write the report of the folder --out")
+    parser.add_argument("--step", choices=SHARES, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    if arguments.report:
+        return finish(arguments.out, arguments.few)
+    if not arguments.rehearse and not torch.cuda.is_available():
         print(f"no CUDA device: torch {torch.__version__} sees none; nothing was measured", file=sys.stderr)
         return 2
     if importlib.util.find_spec("triton") is None:
         print("Triton is not installed; nothing was measured", file=sys.stderr)
         return 2
-    start = time.monotonic()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    return run(arguments.out, start, start + 60 * arguments.minutes - 15, arguments.seconds, arguments.tune)
+    if arguments.rehearse:
+        # Before the kernels are imported: that is when Triton looks.
+        os.environ["TRITON_INTERPRET"] = "1"
+    device = Rehearsal() if arguments.rehearse else Gpu()
+    if arguments.step:
+        step(arguments, device)
+        return 0
+    folder = arguments.out / device.name.replace(" ", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    about = machine(device)
+    if (folder / "machine.json").is_file() and json.loads((folder / "machine.json").read_text()) != about:
+        raise SystemExit(f"{folder} has results of other code, versions or another device: expected an empty folder")
+    (folder / "machine.json").write_text(json.dumps(about) + "\n")
+    for claims in folder.glob("claims*"):
+        shutil.rmtree(claims)
+    options = [f"--{name}" for name in ("rehearse", "few") if getattr(arguments, name)]
+    session = Session(folder, start, arguments.minutes, options)
+    # Who stops this gets the report of what there is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        session.run()
+    finally:
+        session.stop()
+        status = finish(folder, arguments.few)
+    return status
 
 
 if __name__ == "__main__":

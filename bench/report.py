@@ -37,11 +37,15 @@ class Times:
 
     def __init__(self, entries: Iterable[dict[str, Any]]) -> None:
         self.seconds: dict[tuple[Key, str], float] = {}
+        self.host: dict[tuple[Key, str], float | None] = {}
+        self.clock: dict[tuple[Key, str], str] = {}
         self.info: dict[Key, dict[str, Any]] = {}
         for entry in entries:
             info = entry["extra_info"]
             key = (info["device"], info["batch"], info["kind"], info["label"], info["uf"])
             self.seconds[key, info["implementation"]] = entry["stats"]["median"]
+            self.host[key, info["implementation"]] = entry["stats"].get("host")
+            self.clock[key, info["implementation"]] = entry["stats"].get("clock", "wall")
             self.info[key] = info
 
     def points(self) -> list[tuple[str, int, str]]:
@@ -56,17 +60,22 @@ class Times:
         """All that is known of a case at a UF; what is not is missing."""
         key, wide = (*point, label, uf), (*point, label, 1.0)
         row: dict[str, float] = {}
-        if key not in self.info or wide not in self.info:
+        if key not in self.info:
             return row
-        now, full = self.info[key], self.info[wide]
-        row["saving"] = full["macs"] / now["macs"]
-        if now["roofline"]:
+        now, full = self.info[key], self.info.get(wide)
+        if full and now["macs"]:
+            row["saving"] = full["macs"] / now["macs"]
+        if full and now["roofline"]:
             row["attainable"] = full["roofline"] / now["roofline"]
         ours, ours_wide = self.seconds.get((key, "slimse")), self.seconds.get((wide, "slimse"))
+        if ours:
+            row["seconds"] = ours
+        if host := self.host.get((key, "slimse")):
+            row["host"] = host
         if ours and ours_wide:
-            row["seconds"], row["measured"] = ours, ours_wide / ours
-            if "attainable" in row:
-                row["share"] = row["measured"] / row["attainable"]
+            row["measured"] = ours_wide / ours
+        if ours and now["roofline"]:
+            row["of roofline"] = now["roofline"] / ours
         for name in BASELINES:
             theirs = self.seconds.get((key, name))
             if ours and theirs:
@@ -83,28 +92,40 @@ class Times:
 
 def table(times: Times, point: tuple[str, int, str]) -> list[str]:
     """Markdown lines of one device, batch and number format."""
-    heads = [
-        "case",
-        "UF",
-        "time",
-        "MAC saving",
-        "attainable",
-        "measured",
-        "of attainable",
-        *(f"vs {b}" for b in BASELINES),
-    ]
-    names = ["saving", "attainable", "measured", "share", *BASELINES]
+    heads = [*("case", "UF", "time", "host", "MAC saving", "attainable", "measured", "of roofline")]
+    heads += [f"vs {baseline}" for baseline in BASELINES]
+    names = ["saving", "attainable", "measured", "of roofline", *BASELINES]
     lines = ["| " + " | ".join(heads) + " |", "| --- | ---: |" + " ---: |" * (len(heads) - 2)]
     for label in times.labels(point):
         for uf in sorted({key[4] for key in times.info if key[:4] == (*point, label)}, key=str):
             row = times.row(point, label, uf)
-            time = f"{1e3 * row['seconds']:.3f} ms" if "seconds" in row else NOT_MEASURED
-            missing = {} if "attainable" in row else dict.fromkeys(("attainable", "share"), "no roofline")
+            spans = [f"{1e3 * row[name]:.3f} ms" if name in row else NOT_MEASURED for name in ("seconds", "host")]
+            # Host and device together, where the call could not be replayed without the host.
+            together = times.clock.get(((*point, label, uf), "slimse"), "").startswith("stream")
+            spans[0] += " (with host)" if together else ""
+            missing = {} if times.info[*point, label, uf]["roofline"] else {"of roofline": "no roofline"}
+            missing |= {} if "attainable" in row else {"attainable": "no roofline"}
             cells = [f"{row[name]:.2f}" if name in row else missing.get(name, NOT_MEASURED) for name in names]
-            lines.append(f"| {label} | {uf} | {time} | " + " | ".join(cells) + " |")
+            lines.append(f"| {label} | {uf} | " + " | ".join([*spans, *cells]) + " |")
     mixed = [(label, times.mixing(point, label)) for label in times.labels(point)]
     lines += ["", "Mixture over the share-weighted mean of the uniform times:", ""]
     return [*lines, *(f"- {label}: {NOT_MEASURED if ratio is None else f'{ratio:.2f}'}" for label, ratio in mixed)]
+
+
+def summary(times: Times, point: tuple[str, int, str]) -> list[str]:
+    """Markdown lines of one point, short: of the op its time, roofline over time, and baselines over time."""
+    lines = [
+        "| case | UF | time | of roofline | vs torch.compile | vs cuDNN | speed-up | attainable | MAC saving |",
+        "| --- | ---: |" + " ---: |" * 7,
+    ]
+    for label in times.labels(point):
+        for uf in (1.0, 0.5, 0.25, 0.125, "mixture"):
+            row = times.row(point, label, uf)
+            if "seconds" in row:
+                names = ("of roofline", "compiled", "sliced", "measured", "attainable", "saving")
+                cells = [f"{row[name]:.2f}" if name in row else "-" for name in names]
+                lines.append(f"| {label} | {uf} | {1e3 * row['seconds']:.3f} ms | " + " | ".join(cells) + " |")
+    return lines
 
 
 def write(entries: Iterable[dict[str, Any]], folder: Path, notes: Iterable[str] = ()) -> Path:
@@ -121,15 +142,17 @@ def write(entries: Iterable[dict[str, Any]], folder: Path, notes: Iterable[str] 
     times = Times(entries)
     folder.mkdir(parents=True, exist_ok=True)
     devices = sorted({point[0] for point in times.points()})
-    gpus = [device for device in devices if not device.startswith("CPU")]
+    gpus = [device for device in devices if not device.startswith(("CPU", "rehearsal"))]
     lines = [
         "# Times of the slimmable ops",
         "",
         f"Devices: {', '.join(devices)}. GPU: {', '.join(gpus) if gpus else NOT_MEASURED}.",
         "",
-        "Time: median of the op. MAC saving, attainable (by the roofline, where the device has one) and measured: at",
-        "UF 1 over at the UF. Versus: time of the baseline over that of the op, the baseline being torch's layers on",
-        "sliced weights, the same compiled, at full width, at full width with masks, and ONNX Runtime.",
+        "Time: median of the op, on a GPU of CUDA graph replays. Host: how long a call keeps the host busy. MAC",
+        "saving, attainable (by the roofline), measured: at UF 1 over at the UF. Of roofline: the least time that the",
+        "ceilings allow, over the time; those of a GPU are measured in the same run. Versus: time of the baseline over",
+        "that of the op, the baseline being torch's layers (cuDNN) on sliced weights, the same compiled, at full",
+        "width, at full width with masks, and ONNX Runtime.",
         *(["", *notes] if notes else []),
     ]
     for point in times.points():
@@ -207,7 +230,7 @@ def _plot(times: Times, folder: Path) -> None:
     for column, point in enumerate(points):
         scatter, bars = figures[0][1][0, column], figures[1][1][0, column]
         for place, label in enumerate(times.labels(point)):
-            rows = [row for uf in MIXTURE if "measured" in (row := times.row(point, label, uf))]
+            rows = [row for uf in MIXTURE if {"measured", "saving"} <= (row := times.row(point, label, uf)).keys()]
             if rows:
                 # There are ten colours.
                 style = f"{'os^'[place // 10 % 3]}-"
@@ -220,7 +243,8 @@ def _plot(times: Times, folder: Path) -> None:
             heights = [1e3 * times.row(point, label, uf).get("seconds", 0.0) for label in blocks]
             bars.bar([index + 0.16 * place for index in range(len(blocks))], heights, 0.16, label=str(uf))
         bars.set_xticks(range(len(blocks)), blocks, rotation=45, ha="right")
-        savings = [row["saving"] for uf in MIXTURE for n in times.labels(point) if (row := times.row(point, n, uf))]
+        rows = [times.row(point, label, uf) for uf in MIXTURE for label in times.labels(point)]
+        savings = [row["saving"] for row in rows if "saving" in row]
         ends = [1, max(savings, default=1)]
         scatter.plot(ends, ends, "k:", linewidth=1, label="all that is saved")
         scatter.set_xscale("log", base=2)

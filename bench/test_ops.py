@@ -5,7 +5,7 @@ On a CPU a reduced set: one clip of half a second, float32, no compiled baseline
 
 import pytest
 import torch
-from cases import BLOCKS, MODEL, OPS, UFS, Setup, describe
+from cases import BLOCKS, MODEL, OPS, UFS, Setup, compiled, describe
 
 ON_GPU = torch.cuda.is_available()
 IMPLEMENTATIONS = ("slimse", "sliced", "compiled", "full", "masked")
@@ -35,9 +35,11 @@ def test_time(benchmark, case, uf, point, implementation, request):
     torch.manual_seed(0)
     torch.set_num_threads(1)
     batch, kind, seconds = point
-    setup = Setup(uf, batch, seconds, kind, "cuda" if ON_GPU else "cpu")
+    setup = Setup(uf, batch, seconds, kind, "cuda" if ON_GPU else "cpu", "triton" if ON_GPU else "auto")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
     calls, work = case.build(setup)
+    if implementation == "compiled":
+        calls |= dict.fromkeys(["compiled"], *compiled(case, setup, [calls]))
     if implementation not in calls:
         pytest.skip("one width per call only" if uf is None else "there is no such baseline")
 
@@ -46,5 +48,6 @@ def test_time(benchmark, case, uf, point, implementation, request):
         if ON_GPU:
             torch.cuda.synchronize()
 
-    benchmark.extra_info.update(describe(case, setup, implementation, work))
+    device = {"device": torch.cuda.get_device_name()} if ON_GPU else {}
+    benchmark.extra_info.update(describe(case, setup, implementation, work, **device))
     benchmark.pedantic(call, rounds=20 if ON_GPU else 5, warmup_rounds=5 if ON_GPU else 1)

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import checks
 import gpu
@@ -16,8 +17,9 @@ import pytest
 import report
 import roofline
 import serving
+import session
 import torch
-from cases import MIXTURE, Setup
+from cases import MIXTURE, Setup, compiled
 
 from slimse import PRESETS, SlimDemucs
 from slimse.models import RouterConfig
@@ -78,11 +80,12 @@ def test_a_report_divides_what_was_measured_and_names_what_was_not(tmp_path):
         entry("full", 0.125, 9.0, 1.0, 0.8),
     ]
     row = report.Times(entries).row(("CPU (test)", 1, "fp32"), "encoder 1", 0.125)
-    assert row == {"saving": 8.0, "attainable": 5.0, "seconds": 2.0, "measured": 4.0, "share": 0.8, "full": 4.5}
+    assert row == {"saving": 8.0, "attainable": 5.0, "seconds": 2.0, "measured": 4.0, "of roofline": 0.4, "full": 4.5}
     text = report.write(entries, tmp_path).read_text()
     assert "GPU: not measured" in text
     assert (
-        "| encoder 1 | 0.125 | 2000.000 ms | 8.00 | 5.00 | 4.00 | 0.80 | not measured | not measured | 4.50 |" in text
+        "| encoder 1 | 0.125 | 2000.000 ms | not measured | 8.00 | 5.00 | 4.00 | 0.40 | not measured | not measured | "
+        "4.50 |" in text
     )
     assert "- encoder 1: not measured" in text
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "speedup.png", "blocks.png"}
@@ -118,7 +121,7 @@ def test_a_mixture_stands_beside_the_mean_of_the_uniform_times():
 def test_the_check_of_a_tick_finds_what_differs(monkeypatch):
     """Without a graph both sides are the same code; a graph that replays old samples must not pass."""
     row = checks.check_tick("cpu", ROUTED, ticks=10)
-    assert row["within"]
+    assert row["verdict"] == "ok"
     assert row["error"] == 0
 
     class Stale(checks.StreamBatch):
@@ -133,7 +136,7 @@ def test_the_check_of_a_tick_finds_what_differs(monkeypatch):
             return super().tick(0 * samples if self.stale else samples)
 
     monkeypatch.setattr(checks, "StreamBatch", Stale)
-    assert not checks.check_tick("cpu", ROUTED, ticks=10)["within"]
+    assert checks.check_tick("cpu", ROUTED, ticks=10)["verdict"] == "wrong"
 
 
 def test_what_compilers_get_is_the_network():
@@ -162,53 +165,69 @@ def test_the_largest_number_of_streams_is_found(cost, expected, monkeypatch):
     assert serving.largest(None, argparse.Namespace(limit=8.0, quantile=0.99)) in expected
 
 
-def test_a_second_run_on_a_gpu_goes_on(monkeypatch, tmp_path):
-    """With a clock that is stopped once, checks of which one fails at first, and no GPU."""
-    measured, checked = [], []
+def test_session_tells_cut_off_from_hung_from_broken(tmp_path, monkeypatch):
+    run = session.Session(tmp_path, time.time(), 10, [])
+    monkeypatch.setattr(session, "SHARES", {"now": 0.0, "later": 1.0})
+    monkeypatch.setattr(session, "STUCK", 0.2)
 
-    def measure(call):
-        call()
-        measured.append(call)
-        if len(measured) == 3:
-            raise KeyboardInterrupt
-        return {"median": 0.001 * len(measured)}
+    def process(code):
+        run.running.append(subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True))
+        return [run.running[-1]]
 
-    def check_all(wanted, deadline):
-        checked.append([*wanted])
-        found = {"kind": "fp32", "within": True}
-        return [{**found, "op": op, "kind": kind, "within": kind != "bf16" or len(checked) > 1} for op, kind in wanted]
-
-    monkeypatch.setattr(gpu, "machine", lambda: {"device": "CPU (test)", "torch": "2", "triton": "3"})
-    monkeypatch.setattr(gpu, "CHECKS", [("diagonal_gru", "fp32"), ("diagonal_gru", "bf16")])
-    monkeypatch.setattr(gpu, "check_all", check_all)
-    monkeypatch.setattr(gpu, "measure", measure)
-    monkeypatch.setattr(gpu, "Setup", lambda uf, batch, seconds, kind, device: Setup(uf, batch, seconds, kind, "cpu"))
-    monkeypatch.setattr(gpu, "PASSES", ((("slimse", "sliced"), (1,), ("fp32",), gpu.BLOCKS[:1]),))
-    now = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        gpu.run(tmp_path, now, now + 600, 0.1, False)
-    assert len(json.loads((tmp_path / "times.json").read_text())["benchmarks"]) == 2
-    assert gpu.run(tmp_path, now, now + 600, 0.1, False) == 0
-    assert checked == [[("diagonal_gru", "fp32"), ("diagonal_gru", "bf16")], [("diagonal_gru", "bf16")]]
-    names = [entry["name"] for entry in json.loads((tmp_path / "times.json").read_text())["benchmarks"]]
-    # Of the mixture there is no sliced layer.
-    assert len(set(names)) == len(names) == 9
-    assert len(measured) == 10
-    assert "2 of 2 checks" in (tmp_path / "report.md").read_text()
-    assert gpu.run(tmp_path, now, now + 600, 0.1, False) == 0
-    assert len(measured) == 10
-    monkeypatch.setattr(gpu, "machine", lambda: {"device": "CPU (other)", "torch": "2", "triton": "3"})
-    gpu.run(tmp_path, now, now, 0.1, False)
-    assert "5 cases were not measured" in (tmp_path / "report.md").read_text()
+    assert run.wait("later", process("pass")) == "done"
+    assert run.wait("later", process("import os; os._exit(7)")) == "exit status [7]"
+    watched = tmp_path / "times.jsonl"
+    watched.touch()
+    assert run.wait("later", process("import time; time.sleep(60)"), watched) == "hung"
+    run.start -= 10
+    assert run.wait("now", process("import time; time.sleep(60)")) == "cut off"
+    assert all(one.poll() is not None for one in run.running)
 
 
-def test_a_check_that_dies_is_a_check_that_failed():
-    good = json.dumps({"op": "slim_gru", "within": True})
-    for end, message in (("os._exit(7)", "exit status 7"), ("time.sleep(60)", "the time was up")):
-        command = [sys.executable, "-c", f"import os, time; print({good!r}, flush=True); {end}"]
-        rows = checks.in_a_process(command, "slim_gru", "fp32", time.monotonic() + 2)
-        assert [row["within"] for row in rows] == [True, False]
-        assert message in rows[1]["message"]
+def test_lines_that_were_cut_off_are_left_out(tmp_path):
+    path = tmp_path / "times.jsonl"
+    session.append(path, {"name": "a"})
+    session.append(path, {"name": "b"})
+    path.write_text(path.read_text() + '{"name": "c", "sta')
+    assert session.lines(path) == [{"name": "a"}, {"name": "b"}]
+    assert session.lines(tmp_path / "missing") == []
+
+
+def test_wrong_and_no_time_are_different_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "CHECKS", [("slim_gru", kind) for kind in ("bf16", "fp16", "fp32")])
+    session.append(tmp_path / "checks.jsonl", {"op": "slim_gru", "kind": "bf16", "verdict": "ok"})
+    found, right = gpu.verdicts(tmp_path, False)
+    assert right
+    assert found[-1] == "- no time: slim_gru in fp16, slim_gru in fp32"
+    session.append(tmp_path / "checks.jsonl", {"op": "slim_gru", "kind": "fp16", "verdict": "wrong"})
+    found, right = gpu.verdicts(tmp_path, False)
+    assert not right
+    assert found[0] == "Checks against float64: 1 ok, 1 not, 1 had no time."
+    assert found[1].startswith("- WRONG: ")
+
+
+def test_inputs_rotate_until_they_do_not_fit_the_cache():
+    setup = Setup(0.25, 2, 0.02, "fp32", "cpu")
+    device = SimpleNamespace(cache=10**6)
+    case = gpu.BLOCKS[0]
+    calls, work = gpu.several(case, setup, device)
+    assert 1 < len(calls) <= 8
+    assert len(calls) == 8 or len(calls) * work.bytes("fp32") >= 3 * device.cache
+    first, second = (one["slimse"]() for one in calls[:2])
+    assert not torch.equal(first, second)
+    # One graph of the compiler serves all of them.
+    seen = []
+    monkey = replace(setup, compiler=lambda module, inputs: seen.append(1) or module.forward)
+    for one, call in zip(compiled(case, monkey, calls), calls, strict=True):
+        torch.testing.assert_close(one(), call["sliced"]())
+    assert len(seen) == 1
+
+
+def test_least_time_of_the_model_is_the_sum_over_its_parts():
+    ceilings = roofline.Ceilings(1.0, {"fp32": 1.0})
+    moves, multiplies = roofline.Work(0, 100), roofline.Work(1000, 0)
+    assert (moves + multiplies).seconds("fp32", ceilings) == 400 + 2000
+    assert (roofline.Work(0, 0) + moves).parts == (moves,)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
