@@ -15,7 +15,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from slimse import SlimDemucs, SlimDemucsConfig, ops
 from slimse.ops import launchers
+from slimse.ops.verdicts import poisoned
 from slimse.serving import StreamBatch
 
 LIMITS = {"bf16": 1e-2, "fp16": 2e-3, "tf32": 1e-3, "fp32": 1e-5, "tf32x3": 1e-5}
@@ -103,17 +103,6 @@ def distance(ours: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
     errors = [(a.double() - b).norm() / b.norm().clamp(min=1e-30) for a, b in zip(ours, exact, strict=True)]
     # Python's own max forgets a NaN that does not come first.
     return float(torch.stack(errors).max()) if errors else 0.0
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Within, allocated memory is full of NaN."""
-    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def precision_of(kind: str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -18,13 +19,19 @@ from rich.table import Table
 from .. import __version__
 from ..checkpoint import load
 from ..compiled import numba_missing
+from ..ops import verdicts
 from ..streaming import Streamer
 
 _FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512fp16", "amx-bf16", "neon", "sve")
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what SlimSE can run on here, what it cannot and why, and whether the compiled path is ready."""
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    recheck: Annotated[bool, typer.Option("--recheck", help="Check GPU kernels again.")] = False,
+) -> None:
+    """Say what SlimSE can run on here, what it cannot and why, and whether compiled path and kernels are ready."""
+    if recheck and torch.cuda.is_available():
+        verdicts.forget(torch.device("cuda", torch.cuda.current_device()))
     report = examine()
     if as_json:
         print(json.dumps(report, indent=2))
@@ -49,6 +56,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "triton": _triton(),
         },
         "compiled path": {"state": numba_missing() or _compile()},
+        "kernels": _kernels(),
     }
 
 
@@ -83,6 +91,22 @@ def _triton() -> str:
     except ImportError as error:
         return f"cannot be imported ({error})"
     return "available" if torch.cuda.is_available() else "installed, but it needs a GPU"
+
+
+def _kernels() -> dict[str, str]:
+    """Use the bundled model's kernels at every width, so that they are checked; what each op's verdicts are."""
+    if not torch.cuda.is_available() or _triton() != "available":
+        return {"state": "not checked: " + ("Triton " + _triton() if torch.cuda.is_available() else "no GPU")}
+    device = torch.device("cuda", torch.cuda.current_device())
+    model = load(device=str(device))
+    noise, ufs = 0.05 * torch.randn(2, 1, model.config.sample_rate // 2, device=device), model.config.ufs
+    mixed = torch.tensor(ufs, device=device)[torch.randint(len(ufs), (2, model.frames(noise.shape[2])), device=device)]
+    with torch.inference_mode(), warnings.catch_warnings():
+        # What they say is in the verdicts.
+        warnings.simplefilter("ignore")
+        for uf in (*ufs, mixed):
+            model(noise, uf)
+    return verdicts.summary(device)
 
 
 def _compile() -> str:

@@ -1,8 +1,9 @@
 """Twins and kernels as one op: registered with PyTorch, differentiable, and called through one function.
 
-`register` makes of a twin ``torch.ops.slimse.<name>`` with its backward pass, opaque to compilers and exporters, and
-the function that layers call. The registered op is used where a kernel runs, and under `torch.compile` and
-`torch.export`; elsewhere the function runs the twin directly, so that autograd keeps what the twin computed on the way.
+`register` makes of an `OpSpec` ``torch.ops.slimse.<name>`` with its backward pass, opaque to compilers and exporters,
+and the function that layers call. The registered op is used where kernels run with a gradient, and under
+`torch.compile` and `torch.export`; elsewhere the function runs the reference directly, so that autograd keeps what it
+computed on the way, or launches the kernels itself.
 """
 
 from __future__ import annotations
@@ -11,23 +12,27 @@ import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..width import SoftWidth
-from . import launchers
-
-R = TypeVar("R")
+from . import launchers, verdicts
+from .registry import OpSpec
 
 BACKENDS = ("auto", "torch", "triton")
-"""``"auto"``: kernels on a GPU where they can run, the twins elsewhere. The others run or raise."""
+"""``"auto"``: kernels on a GPU where they can run and are as the reference, the references elsewhere. The others run or
+raise."""
 PRECISIONS = ("ieee", "tf32", "tf32x3")
-"""How kernels compute float32 products; the twins follow `torch.set_float32_matmul_precision`."""
+"""How kernels compute float32 products; the references follow `torch.set_float32_matmul_precision`."""
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+_PLAIN = (Tensor, torch.nn.Parameter)
+_MOST_KEYS = 4096
+"""Calls of an op, by shapes, whose verdict's key is kept."""
 _SCHEMA = {
     "Tensor": "Tensor {0}",
     "Tensor | None": "Tensor? {0}",
@@ -54,13 +59,18 @@ def check_backend(backend: str, precision: str) -> None:
         raise ValueError("backend = 'triton': Triton is not installed; expected 'auto' or 'torch'")
 
 
+def _on_gpu(x: Tensor) -> bool:
+    """Whether kernels may run on a tensor where nothing was said of the backend."""
+    return x.is_cuda and _HAS_TRITON
+
+
 def _choose(backend: str, precision: str, x: Tensor, soft: bool) -> str:
-    """The backend that runs a call: ``"torch"`` or ``"triton"``."""
+    """``"torch"``, ``"triton"``, or ``"auto"`` where kernels may run if they are as the reference."""
     check_backend(backend, precision)
-    if backend == "torch" or (backend == "auto" and not (x.is_cuda and _HAS_TRITON)):
+    if backend == "torch" or (backend == "auto" and not _on_gpu(x)):
         return "torch"
     if x.dtype in launchers.DTYPES and not soft:
-        return "triton"
+        return backend
     if backend == "triton":
         found = "a soft width" if soft else f"{x.dtype}"
         raise ValueError(f"backend = 'triton' with {found}: expected no soft width, and one of {launchers.DTYPES}")
@@ -72,53 +82,51 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.dtype in launchers.DTYPES else value
 
 
-def register(
-    *, shapes: Callable[..., list[Any]], autocast: bool = True, added: str = ""
-) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Register a twin as an op and return the function that layers call: the twin's arguments and two more.
+def _untraced(flat: Sequence[Any]) -> bool:
+    """Whether a call has neither a gradient to keep nor somebody who looks on: then it needs no registered op."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():
+        return False
+    keeps = torch.is_grad_enabled()
+    tensors = (value for value in flat if isinstance(value, Tensor))
+    return not any(type(value) not in _PLAIN or (keeps and value.requires_grad) for value in tensors)
 
-    Args:
-        shapes: gives those of the outputs, from the twin's arguments; or a tensor that one is like.
-        autocast: whether the op runs in autocast's dtype. Recurrent ones keep that of their weights: what rounding does
-            to a state adds up over thousands of steps.
-        added: a tensor argument that is only ever added to the first one, so that they share a gradient.
-    """
 
-    def decorate(twin: Callable[..., R]) -> Callable[..., R]:
-        op = _Op(twin, shapes, added)
-        name, names = twin.__name__, [*op.kinds]
+def register(spec: OpSpec) -> Callable[..., Any]:
+    """Register an op and return the function that layers call: the reference's arguments and two more."""
+    op = _Op(spec)
+    name, names = spec.name, [*op.kinds]
 
-        @functools.wraps(twin)
-        def call(*args: Any, backend: str = "auto", precision: str = "ieee", **kwargs: Any) -> R:
-            x = args[0] if args else kwargs[names[0]]
-            device = x.device.type
-            ambient = torch.is_autocast_enabled(device)
-            if device == "cpu" and backend != "triton" and not ambient and not torch.compiler.is_compiling():
-                # The short way: a frame of a stream calls a dozen ops, and each microsecond counts.
-                check_backend(backend, precision)
-                return twin(*args, **kwargs)
-            values = {**op.defaults, **dict(zip(names, args, strict=False)), **kwargs}
-            if len(args) > len(names) or values.keys() != op.kinds.keys():
-                raise TypeError(f"{name} takes {names}, got {len(args)} positional arguments and {sorted(kwargs)}")
-            soft = any(isinstance(value, SoftWidth) for value in values.values())
-            chosen = _choose(backend, precision, x, soft)
-            direct = soft or (chosen == "torch" and not torch.compiler.is_compiling())
-            if ambient and not (direct and autocast):
-                dtype = torch.get_autocast_dtype(device) if autocast else op.weight(values).dtype
-                values = {key: pytree.tree_map(functools.partial(_cast, dtype=dtype), values[key]) for key in names}
-                with torch.autocast(device, enabled=False):
-                    return twin(**values) if direct else op(values, chosen, precision)
-            return twin(**values) if direct else op(values, chosen, precision)
+    @functools.wraps(spec.reference)
+    def call(*args: Any, backend: str = "auto", precision: str = "ieee", **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs[names[0]]
+        device = x.device.type
+        ambient = torch.is_autocast_enabled(device)
+        if device == "cpu" and backend != "triton" and not ambient and not torch.compiler.is_compiling():
+            # The short way: a frame of a stream calls a dozen ops, and each microsecond counts.
+            check_backend(backend, precision)
+            if backend == "torch" or not _on_gpu(x):
+                return spec.reference(*args, **kwargs)
+        given = {**op.defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) > len(names) or given.keys() != op.kinds.keys():
+            raise TypeError(f"{name} takes {names}, got {len(args)} positional arguments and {sorted(kwargs)}")
+        values = {key: given[key] for key in names}
+        soft = any(isinstance(value, SoftWidth) for value in values.values())
+        chosen = _choose(backend, precision, x, soft)
+        direct = soft or (chosen == "torch" and not torch.compiler.is_compiling())
+        if ambient and not (direct and spec.autocast):
+            dtype = torch.get_autocast_dtype(device) if spec.autocast else op.weight(values).dtype
+            values = {key: pytree.tree_map(functools.partial(_cast, dtype=dtype), values[key]) for key in names}
+            with torch.autocast(device, enabled=False):
+                return spec.reference(**values) if direct else op(values, chosen, precision)
+        return spec.reference(**values) if direct else op(values, chosen, precision)
 
-        extra = {"backend": "auto", "precision": "ieee"}
-        kind = inspect.Parameter.KEYWORD_ONLY
-        own = [inspect.Parameter(key, kind, default=value, annotation="str") for key, value in extra.items()]
-        call.__signature__ = op.signature.replace(  # type: ignore[attr-defined]
-            parameters=[*op.signature.parameters.values(), *own]
-        )
-        return call
-
-    return decorate
+    extra = {"backend": "auto", "precision": "ieee"}
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = [inspect.Parameter(key, kind, default=value, annotation="str") for key, value in extra.items()]
+    call.__signature__ = op.signature.replace(  # type: ignore[attr-defined]
+        parameters=[*op.signature.parameters.values(), *own]
+    )
+    return call
 
 
 def _define(name: str, run: Callable[..., Any], schema: str) -> Any:
@@ -138,11 +146,12 @@ def _owned(results: Sequence[Tensor], inputs: Sequence[Any]) -> list[Tensor]:
 
 
 class _Op:
-    """``torch.ops.slimse.<name>`` and ``<name>_backward``, defined from a twin and its kernels."""
+    """``torch.ops.slimse.<name>`` and ``<name>_backward``, defined from a reference and its kernels."""
 
-    def __init__(self, twin: Callable[..., Any], shapes: Callable[..., list[Any]], added: str) -> None:
-        self.twin, self.shapes, self.name = twin, shapes, twin.__name__
-        self.signature = inspect.signature(twin)
+    def __init__(self, spec: OpSpec) -> None:
+        self.spec, self.name = spec, spec.name
+        self.keys: dict[tuple[Any, ...], tuple[torch.device, str]] = {}
+        self.signature = inspect.signature(spec.reference)
         parameters = self.signature.parameters
         self.kinds = {name: str(parameter.annotation) for name, parameter in parameters.items()}
         self.defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
@@ -154,7 +163,7 @@ class _Op:
             if kind.startswith("Tensor") and not name.endswith("_rows")
         ]
         """Positions of the differentiable arguments."""
-        self.added = next((n for n, index in enumerate(self.tensors) if arguments[index][1] == added), None)
+        self.added = next((n for n, index in enumerate(self.tensors) if arguments[index][1] == spec.added), None)
         outputs = {"Tensor": "Tensor", "tuple[Tensor, Tensor]": "(Tensor, Tensor)"}
         returns = outputs.get(str(self.signature.return_annotation), "(Tensor, Tensor, Tensor)")
         choice = "str backend, str precision"
@@ -167,11 +176,20 @@ class _Op:
         self.backward_op.register_fake(self.fake_backward)
 
     def weight(self, values: dict[str, Any]) -> Tensor:
-        """The first weight among the twin's arguments."""
+        """The first weight among the reference's arguments."""
         return next(value for name, value in values.items() if "weight" in name)
 
     def __call__(self, values: dict[str, Any], backend: str, precision: str) -> Any:
-        """Call the registered op with the twin's arguments; give what the twin gives."""
+        """Run the op with the reference's arguments; give what the reference gives."""
+        flat = self.flatten(values)
+        if _untraced(flat):
+            return self.compute(values, backend, precision)
+        out = self.op(*flat, backend, precision)
+        # Only an LSTM has three outputs, of which two are its state.
+        return (out[0], out[1:]) if isinstance(out, tuple) and len(out) == 3 else out
+
+    def flatten(self, values: dict[str, Any]) -> list[Any]:
+        """Arguments of the registered op from those of the reference."""
         flat: list[Any] = []
         for name, kind in self.kinds.items():
             value = values[name]
@@ -181,12 +199,10 @@ class _Op:
                 flat += value
             else:
                 flat.append(value)
-        out = self.op(*flat, backend, precision)
-        # Only an LSTM has three outputs, of which two are its state.
-        return (out[0], out[1:]) if isinstance(out, tuple) and len(out) == 3 else out
+        return flat
 
     def unflatten(self, flat: Sequence[Any]) -> dict[str, Any]:
-        """Arguments of the twin from those of the registered op."""
+        """Arguments of the reference from those of the registered op."""
         values, rest = {}, iter(flat)
         for name, kind in self.kinds.items():
             value = next(rest)
@@ -201,17 +217,87 @@ class _Op:
     def run(self, *flat: Any) -> Any:
         """The forward pass."""
         *arguments, backend, precision = flat
-        if backend not in ("torch", "triton"):
-            raise ValueError(f"backend = {backend!r}: expected 'torch' or 'triton'; slimse.ops.{self.name} has 'auto'")
-        values = self.unflatten(arguments)
+        if backend not in BACKENDS:
+            raise ValueError(f"backend = {backend!r}: expected one of {BACKENDS}")
         with torch.autocast(flat[0].device.type, enabled=False):
-            out = self.twin(**values) if backend == "torch" else launchers.forward(self.name, values, precision)
+            out = self.compute(self.unflatten(arguments), backend, precision)
         leaves = _owned(pytree.tree_leaves(out), flat)
         return leaves[0] if len(leaves) == 1 else tuple(leaves)
 
+    def compute(self, values: dict[str, Any], backend: str, precision: str) -> Any:
+        """The forward pass on a backend; ``"auto"`` is the kernel if it is as the reference."""
+        reference = self.spec.reference
+        if backend == "torch":
+            return reference(**values)
+        if backend == "triton":
+            return launchers.forward(self.spec, values, precision)
+        device, key = self.kernel_of("forward", values, precision)
+        if not verdicts.allows(self.spec, key, device, lambda: self.check_forward(values, precision)):
+            return reference(**values)
+        try:
+            return launchers.forward(self.spec, values, precision)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Of arguments that are wrong the reference complains itself.
+            out = reference(**values)
+            verdicts.failed(self.spec, key, device, error)
+            return out
+
+    def kernel_of(
+        self, direction: str, values: dict[str, Any], precision: str, needs: Sequence[bool] = ()
+    ) -> tuple[torch.device, str]:
+        """Where a call runs, and the key of its kernels' verdict."""
+        x = next(iter(values.values()))
+        shapes = (value.shape if isinstance(value, Tensor) else value for value in values.values())
+        # A state's tensors have the shape that the weights say.
+        parts = (0 if type(part) is tuple else part for part in shapes)
+        call = (direction, x.dtype, x.device, precision, *needs, *parts)
+        found = self.keys.get(call)
+        if found is None:
+            if len(self.keys) > _MOST_KEYS:
+                self.keys.clear()
+            found = self.keys[call] = (x.device, verdicts.key_of(self.spec, direction, values, precision, needs))
+        return found
+
+    def check_forward(self, values: dict[str, Any], precision: str) -> str:
+        """What is wrong with the kernels of a call, on a small input; or nothing."""
+        given = verdicts.sample(self.spec, values)
+        exact = pytree.tree_leaves(self.spec.reference(**verdicts.to_double(given)))
+        try:
+            with verdicts.poisoned():
+                ours = pytree.tree_leaves(launchers.forward(self.spec, given, precision))
+            limit = verdicts.LIMITS[verdicts.number_format(ours[0].dtype, precision)]
+            return verdicts.complaint(ours, exact, limit)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return verdicts.describe(error)
+
+    def check_backward(self, values: dict[str, Any], precision: str, needs: list[bool]) -> str:
+        """As `check_forward`, of the gradients."""
+        given = verdicts.sample(self.spec, values, decided=True)
+        flat, dtype = self.flatten(given), next(iter(given.values())).dtype
+        outputs = [out.to(dtype) for out in pytree.tree_leaves(self.spec.reference(**verdicts.to_double(given)))]
+        generator = torch.Generator(outputs[0].device).manual_seed(1)
+        grads = [
+            torch.randn(out.shape, generator=generator, device=out.device).to(dtype) for out in outputs
+        ]  # fmt: skip
+        wanted = [index for index, need in zip(self.tensors, needs, strict=True) if need]
+        exact = self.pull(verdicts.to_double(grads), wanted, verdicts.to_double(flat))
+        try:
+            with verdicts.poisoned():
+                every = launchers.backward(self.spec, grads, outputs, given, precision, needs)
+            ours = [every[self.tensors.index(index)] for index in wanted]
+            return verdicts.complaint(ours, exact, verdicts.LIMITS[verdicts.number_format(dtype, precision)])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return verdicts.describe(error)
+
     def fake(self, *flat: Any) -> Any:
         """Empty outputs, for tracing."""
-        shapes = self.shapes(**self.unflatten(flat[:-2]))
+        shapes = self.spec.shapes(**self.unflatten(flat[:-2]))
         outputs = [
             torch.empty_like(shape, memory_format=torch.contiguous_format)
             if isinstance(shape, Tensor)
@@ -224,7 +310,7 @@ class _Op:
         """Save what the backward pass needs."""
         outputs = [output] if isinstance(output, Tensor) else list(output)
         ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
-        reads = inputs[-2] == "triton" and launchers.backward_reads_outputs(self.name, self.unflatten(inputs[:-2]))
+        reads = inputs[-2] != "torch" and self.spec.reads_outputs(self.unflatten(inputs[:-2]))
         kept = outputs if reads else []
         ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs), *kept)
 
@@ -247,26 +333,54 @@ class _Op:
         return tuple(every)
 
     def run_backward(self, grads: list[Tensor], outputs: list[Tensor], needs: list[bool], *flat: Any) -> list[Tensor]:
-        """Gradients at the differentiable arguments that need one: by kernels, or through the twin run again."""
+        """Gradients at the differentiable arguments that need one: by kernels, or through the reference run again."""
         *arguments, backend, precision = flat
         wanted = [index for index, need in zip(self.tensors, needs, strict=True) if need]
         with torch.autocast(flat[0].device.type, enabled=False):
-            if backend == "triton":
-                values = self.unflatten(arguments)
-                every = launchers.backward(self.name, grads, outputs, values, precision, needs)
-                results = [every[self.tensors.index(index)] for index in wanted]
-            else:
-                results = self.pull(grads, wanted, arguments)
+            results = self.gradients(grads, outputs, needs, wanted, arguments, backend, precision)
         return _owned(results, (*grads, *outputs, *flat))
 
+    def gradients(
+        self,
+        grads: list[Tensor],
+        outputs: list[Tensor],
+        needs: list[bool],
+        wanted: list[int],
+        arguments: list[Any],
+        backend: str,
+        precision: str,
+    ) -> list[Tensor]:
+        """Gradients at the arguments numbered ``wanted`` on a backend, as in `compute`."""
+
+        def launch() -> list[Tensor]:
+            every = launchers.backward(self.spec, grads, outputs, values, precision, needs)
+            return [every[self.tensors.index(index)] for index in wanted]
+
+        if backend == "torch":
+            return self.pull(grads, wanted, arguments)
+        values = self.unflatten(arguments)
+        if backend == "triton":
+            return launch()
+        device, key = self.kernel_of("backward", values, precision, needs)
+        if not verdicts.allows(self.spec, key, device, lambda: self.check_backward(values, precision, needs)):
+            return self.pull(grads, wanted, arguments)
+        try:
+            return launch()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            results = self.pull(grads, wanted, arguments)
+            verdicts.failed(self.spec, key, device, error)
+            return results
+
     def pull(self, grads: list[Tensor], wanted: list[int], arguments: list[Any]) -> list[Tensor]:
-        """Gradients of the twin at the arguments numbered ``wanted``."""
+        """Gradients of the reference at the arguments numbered ``wanted``."""
 
         def forward(*leaves: Tensor) -> list[Tensor]:
             given = list(arguments)
             for index, leaf in zip(wanted, leaves, strict=True):
                 given[index] = leaf
-            return pytree.tree_leaves(self.twin(**self.unflatten(given)))
+            return pytree.tree_leaves(self.spec.reference(**self.unflatten(given)))
 
         # Autograd is off inside of an op; this brings its own.
         pull = torch.func.vjp(forward, *(arguments[index] for index in wanted))[1]

@@ -1,4 +1,4 @@
-"""Launch parameters that ``bench/gpu.py --tune`` found, a JSON table per GPU in the folder ``tuned`` beside this file.
+"""Launch parameters that `bench/tune.py` found, a JSON table per GPU in the folder ``tuned`` beside this file.
 
 A GPU without a table, or a shape that its table does not have, runs with what the kernels' `select_config` says.
 """
@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from .registry import SPECS, OpSpec, Values
+
 FOLDER = Path(__file__).parent / "tuned"
-TUNED_OPS = ("encoder_block", "decoder_block")
+TUNED_OPS = tuple(name for name, spec in SPECS.items() if spec.tuned is not None)
 
 
 def table_name(device: torch.device) -> str:
@@ -32,6 +34,7 @@ def use(folder: Path) -> None:
     global FOLDER
     FOLDER = folder
     _table.cache_clear()
+    _table_of.cache_clear()
 
 
 @functools.cache
@@ -39,12 +42,18 @@ def _table(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def lookup(name: str, values: dict[str, Any], precision: str) -> dict[str, Any] | None:
-    """Fields of the launch configuration for a call with the arguments ``values`` of the op's twin, or None."""
-    if name not in TUNED_OPS:
+@functools.cache
+def _table_of(device: torch.device, folder: Path) -> dict[str, dict[str, Any]]:
+    return _table(folder / table_name(device))
+
+
+def lookup(spec: OpSpec, values: Values, precision: str) -> dict[str, Any] | None:
+    """Fields of the launch configuration for a call with the arguments ``values`` of a reference, or None."""
+    x = values.get("x")
+    if spec.tuned is None or x is None:
         return None
-    x, weight = values["x"], values["conv_weight"]
-    columns = weight.shape[1] if name == "encoder_block" else values["stride"] * values["channels"]
-    entry = key(name, columns, weight.shape[0], x.dtype, precision)
+    table = _table_of(x.device, FOLDER)
+    if not table:
+        return None
     # An entry without fields says that the default is best.
-    return _table(FOLDER / table_name(x.device)).get(entry) or None
+    return table.get(key(spec.name, *spec.tuned(values), x.dtype, precision)) or None

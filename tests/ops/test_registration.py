@@ -200,8 +200,8 @@ def test_a_choice_that_cannot_run_is_refused(options, message):
     with pytest.raises(TypeError, match="encoder_block takes"):
         ops.encoder_block(*cases()["encoder_block"][0], 1, 2, backend="triton")
     op, flat = registered("encoder_block", cases()["encoder_block"][0])
-    with pytest.raises(ValueError, match="expected 'torch' or 'triton'"):
-        op(*flat[:-2], "auto", "ieee")
+    with pytest.raises(ValueError, match="backend = 'cuda': expected one of"):
+        op(*flat[:-2], "cuda", "ieee")
 
 
 def test_autocast_reaches_products_but_not_states():
