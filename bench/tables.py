@@ -8,7 +8,8 @@ MACs are counted on the bundled weights as this script runs. Quality is read fro
 
     slimse evaluate NOISY CLEAN --budget 0.15 --budget 0.25 --budget 0.5 --budget 0.75 --json bench/results/quality.json
 
-writes, and which is measured again whenever the bundled weights change.
+writes, and which is measured again whenever the bundled weights change. Times on a GPU are read from the folders that
+`bench/gpu_run.sh` made and that lie in ``bench/results``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from report import Times, summary
+from session import lines
 
 import slimse
 from slimse.evaluation import METRICS
@@ -70,6 +74,23 @@ def quality(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
     return markdown(head, lines)
 
 
+def on_gpus(results: Path, *, short: bool) -> str:
+    """Times of the runs in a folder of results, or that there are none; ``short`` is one sentence."""
+    entries = [row for path in sorted(results.glob("*/times.jsonl")) for row in lines(path) if "stats" in row]
+    times = Times(entries)
+    points = [point for point in times.points() if not point[0].startswith(("CPU", "rehearsal"))]
+    if not points:
+        return "Not measured on a GPU.\n"
+    if short:
+        return (
+            f"Times on a GPU ({', '.join(sorted({point[0] for point in points}))}): [results](docs/results.md#gpu).\n"
+        )
+    parts = [
+        "\n".join(["", f"{point[0]}, batch {point[1]}, {point[2]}:", "", *summary(times, point)]) for point in points
+    ]
+    return "\n".join(parts) + "\n"
+
+
 def tables() -> dict[str, Callable[[], str]]:
     """What makes each table, by the name that documents use."""
     rows = json.loads(QUALITY.read_text(encoding="utf-8"))["means"]
@@ -78,6 +99,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "macs": lambda: macs(profile(slimse.load())),
         "quality": lambda: quality(rows, [metric for metric in METRICS if metric in rows[0]]),
         "quality-short": lambda: quality(ends, SHORT),
+        "gpu": lambda: on_gpus(QUALITY.parent, short=True),
+        "gpu-times": lambda: on_gpus(QUALITY.parent, short=False),
     }
 
 

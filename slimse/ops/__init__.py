@@ -3,14 +3,14 @@
 Every op is defined by a plain-torch reference, which is also its CPU path (`blocks`, `convolution`,
 `recurrent`), and takes two keyword arguments besides those of the reference:
 
-- ``backend``: ``"auto"`` is a Triton kernel on a GPU, if there is one for the op, dtype and kind of width, and the reference
-  elsewhere. Its first use on a device compares the kernel with the reference; one that differs or does not run is left
-  out, with a warning (`verdicts`). ``"torch"`` is the reference; ``"triton"`` is the kernel, or a `ValueError` that says
-  why not.
+- ``backend``: ``"auto"`` is a Triton kernel on a GPU, if there is one for the op, dtype and kind of width, else the
+  reference. Its first use on a device compares the kernel with the reference; one that differs or does not run is left
+  out, with a warning (`verdicts`). ``"torch"`` is the reference; ``"triton"`` is the kernel, or an error that says why
+  not.
 - ``precision``: of float32 products in kernels, ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
 
-Soft widths run on the references. Under autocast, blocks and convolutions run in its dtype, recurrent ops in that of their
-weights.
+Soft widths run on the references. Under autocast, blocks and convolutions run in its dtype, recurrent ops in that of
+their weights.
 """
 
 from .registration import BACKENDS, PRECISIONS, check_backend, register
