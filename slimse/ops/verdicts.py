@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import os
 import warnings
@@ -48,9 +49,8 @@ def folder() -> Path:
 def _code() -> str:
     """A digest of the kernels, the launchers and the references."""
     root = Path(__file__).resolve().parent
-    from .. import kernels
-
-    files = sorted([*root.glob("*.py"), *Path(str(kernels.__file__)).parent.glob("*.py")])
+    kernels = Path(str(importlib.import_module("slimse.kernels").__file__)).parent
+    files = sorted([*root.glob("*.py"), *kernels.glob("*.py")])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
