@@ -256,6 +256,18 @@ def finish(folder: Path, few: bool = False) -> int:
     return 0 if right else 1
 
 
+def plan(minutes: float) -> None:
+    """Print the steps with their ends, and the times in the order in which they are measured."""
+    for name, share in SHARES.items():
+        print(f"until {60 * minutes * share:3.0f} s: {name}")
+    for implementations, cases, kinds, batches, ufs in PASSES:
+        labels = [case.label for case in cases]
+        shown = labels if len(labels) < 4 else [labels[0], "...", labels[-1]]
+        widths = ["mixture" if uf is None else f"{uf:g}" for uf in ufs]
+        print(f"  {', '.join(shown)}; {', '.join(kinds)}; batch {batches}; UF {', '.join(widths)}: {implementations}")
+    sys.stdout.flush()
+
+
 def step(arguments: argparse.Namespace, device: Device) -> None:
     """What a process of a step does."""
     folder, until, few = arguments.out, arguments.until, arguments.few
@@ -309,6 +321,7 @@ def main() -> int:
     (folder / "machine.json").write_text(json.dumps(about) + "\n")
     for claims in folder.glob("claims*"):
         shutil.rmtree(claims)
+    plan(arguments.minutes)
     options = [f"--{name}" for name in ("rehearse", "few") if getattr(arguments, name)]
     session = Session(folder, start, arguments.minutes, options)
     # Who stops this gets the report of what there is.
