@@ -161,10 +161,12 @@ def test_half_precision_is_as_close_as_torch(distance, device, dtype, kind, tran
         assert distance(mine, true) <= 2 * distance(theirs, true) + torch.finfo(dtype).eps
 
 
-def test_an_order_changes_nothing(device):
+def test_an_order_changes_nothing(distance, device):
     x, weight, bias, widths, geometry = make((2, 30, 5, 6, 3, 1, 1, 1), "ragged", device, False)
     out = slim_conv1d_forward(x, weight, bias, *widths, **geometry)
-    assert torch.equal(slim_conv1d_forward(x, weight, bias, *widths, **geometry, order=by_width(widths[1])), out)
+    # The interpreter's products may sum a row in another order at another place of a tile.
+    ordered = slim_conv1d_forward(x, weight, bias, *widths, **geometry, order=by_width(widths[1]))
+    assert distance(ordered, out) <= 1e-6
 
 
 def test_output_padding_and_no_output(distance, device):
