@@ -65,8 +65,8 @@ class SlimMultiheadAttention(SlimLayer, nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Run at ``uf``: a number in (0, 1], or ``[B]``; the rest as in `torch.nn.MultiheadAttention`."""
         check_uf(uf)
-        masks = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
-        shown = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
+        masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
+        shown: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
         whole = self.heads.size == self.embed_dim and (
             not self.heads.is_cut or (not isinstance(uf, Tensor) and uf == 1)
         )

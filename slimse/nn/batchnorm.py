@@ -32,11 +32,11 @@ class _SlimBatchNorm(SlimLayer):
     eps: float
     momentum: float | None
     track_running_stats: bool
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
+    weight: Any
+    bias: Any
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
 
     def __init__(self, *args: Any, ufs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0), **kwargs: Any) -> None:
         self.plain.__init__(self, *args, **kwargs)
@@ -87,20 +87,20 @@ class _SlimBatchNorm(SlimLayer):
         check_uf(uf)
         if isinstance(uf, Tensor):
             return self._ragged(input, uf)
-        x = self.inputs.take(input, 1, uf)
+        x, (weight, bias) = self.inputs.take(input, 1, uf), self._affine(uf)
         if uf == 1 or not self.track_running_stats:
             if uf == 1:
                 return self.plain.forward(self, x)
-            return F.batch_norm(x, None, None, *self._affine(uf), True, 0.0, self.eps)
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
         row = self._row(uf)
         mean, var = (self.inputs.narrow(self.get_buffer(name)[row], 0, uf) for name in NARROW[:2])
         if not self.training:
-            return F.batch_norm(x, mean, var, *self._affine(uf), False, 0.0, self.eps)
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
         batches = self.get_buffer(NARROW[2])
         batches[row] += 1
         share = 1 / float(batches[row]) if self.momentum is None else self.momentum
         mean, var = mean.clone(), var.clone()
-        out = F.batch_norm(x, mean, var, *self._affine(uf), True, share, self.eps)
+        out = F.batch_norm(x, mean, var, weight, bias, True, share, self.eps)
         active = self.inputs.mask(torch.tensor(uf, device=x.device))
         with torch.no_grad():
             for name, new in zip(NARROW[:2], (mean, var), strict=True):

@@ -75,7 +75,7 @@ class GroupedGRU(PackedModule):
 
 
 class PackedLSTM(PackedModule):
-    """Layers of LSTMs with one record per hidden unit, as the kernels read them; the units of every layer are cut alike.
+    """Layers of LSTMs with one record per hidden unit, as the kernels read them; all layers are cut alike.
 
     Args:
         input_size: channels in.

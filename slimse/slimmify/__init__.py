@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..nn import SlimLayer
 from ..ops import check_backend
@@ -50,12 +50,13 @@ def slimmify(
     norms have statistics of every UF besides (see `calibrate`).
 
     Every width is run on the example before this returns: it is finite, the same as `extract` gives (relative error
-    below 1e-5), and at UF 1 the same as before. Channels that cannot be followed, or with which the network's own code does
-    not run, stay full; ``network.slimming`` says which and why. Print it.
+    below 1e-5), and at UF 1 the same as before. Channels that cannot be followed, or with which the network's own code
+    does not run, stay full; ``network.slimming`` says which and why. Print it.
 
     Args:
-        network: any module, in memory of one device. Weights are kept.
-        example_inputs: of its call: a tensor, a tuple of arguments, or a mapping of keyword arguments. A short one will do.
+        network: any module. Its weights are kept.
+        example_inputs: of its call: a tensor, a tuple of arguments, or a mapping of keyword arguments; a short one
+            will do.
         cuts: in place of all channels that can be cut those that belong to these layers: names as
             `torch.nn.Module.named_modules` gives them, or patterns such as ``"layers.*.linear1"``, to ``"output"``,
             ``"input"`` or ``"both"``; of an LSTM or GRU also ``"units"``, of attention ``"heads"``.

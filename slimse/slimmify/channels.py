@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import gcd
 from typing import Any
 
@@ -176,8 +176,9 @@ class Channels:
             fixed = group is None or group.blocks == 1 or (cut is not None and not any(group is one for one in cut))
             segments += self._segments(blocks, 1 if fixed or group is None else group.blocks)
         merged: list[Segment] = []
-        for is_fixed, run in groupby(segments, lambda segment: segment.blocks == 1):
-            merged += [Segment(sum(segment.size for segment in run), 1)] if is_fixed else [*run]
+        for is_fixed, found in groupby(segments, lambda segment: segment.blocks == 1):
+            run = [*found]
+            merged += [Segment(sum(segment.size for segment in run), 1)] if is_fixed else run
         return Axis(merged)
 
     def _blocks(self, labels: Labels) -> tuple[Labels, Labels]:
@@ -197,7 +198,7 @@ class Channels:
         bounds = [0, *(np.flatnonzero(np.diff(roots)) + 1), len(roots)]
         return [
             (None if roots[start] < 0 else self._groups[int(roots[start])], blocks[start:end])
-            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+            for start, end in pairwise(bounds)
             if end > start
         ]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .channels import describe
+from .channels import Group, describe
 from .context import at
 from .exchange import apply, extract
 from .plan import Plan
@@ -87,20 +87,31 @@ def settle(network: nn.Module, plan: Plan, example: Any, ufs: Sequence[float], *
     Raises:
         ValueError: if the user chose them.
     """
-    wrong = problem(network, plan, example, ufs, **options)
-    if not wrong:
+    if not problem(network, plan, example, ufs, **options):
         return
-    wanted, kept = plan.cut, []
+    if plan.count_heads(network) and not problem(network, plan, example, ufs, **options):
+        return
+    plan.counts.clear()
+    wanted, narrowest = plan.cut, (ufs[0], 1.0)
+    reasons: list[str] = []
     for group in wanted:
-        plan.cut = [*kept, group]
-        reason = problem(network, plan, example, ufs, **options)
-        if not reason:
-            kept.append(group)
-            continue
-        group.reason = f"the network's own code does not run with fewer of them: {reason}"
-        if chosen:
-            raise ValueError(f"{', '.join(group.layers)} cannot be cut: {reason}")
-    plan.cut = kept
+        plan.cut = [group]
+        reasons.append(problem(network, plan, example, narrowest, **options))
+    plan.cut = [group for group, reason in zip(wanted, reasons, strict=True) if not reason]
+    if plan.cut and problem(network, plan, example, ufs, **options):
+        # Groups that run alone, and not together, or not at every UF.
+        alone, kept = plan.cut, list[Group]()
+        for group in alone:
+            plan.cut = [*kept, group]
+            reason = problem(network, plan, example, ufs, **options)
+            reasons[next(index for index, one in enumerate(wanted) if one is group)] = reason
+            kept += [] if reason else [group]
+        plan.cut = kept
+    for group, reason in zip(wanted, reasons, strict=True):
+        if reason:
+            group.reason = f"the network's own code does not run with fewer of them: {reason}"
+            if chosen:
+                raise ValueError(f"{', '.join(group.layers)} cannot be cut: {reason}")
 
 
 @torch.no_grad()
@@ -135,7 +146,9 @@ def refusal(slim: nn.Module, plan: Plan, example: tuple[tuple[Any, ...], dict[st
         with at(torch.tensor(chosen, device=first.device)):
             found = run(slim, *many)
     except _ERRORS as error:
-        return f"{mixes} works on several channels at once" if mixes else describe(error)
+        if mixes:
+            return f"{mixes} works on several channels at once"
+        return f"its layers do not see one item of the batch each: {describe(error)}"
     for index, uf in enumerate(chosen):
         with at(uf):
             alone = run(slim, *tree_map(lambda leaf, index=index: one(leaf, index), many))

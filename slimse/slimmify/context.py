@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from ..nn import Axis
-from ..width import UF, check_uf
+from ..width import UF, channels, check_uf
 
 _uf: ContextVar[UF] = ContextVar("uf", default=1.0)
 
@@ -52,45 +52,72 @@ def give_uf(layer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[st
     return args, {**kwargs, "uf": uf}
 
 
-class _Sliced:
-    """Mixed into the class of a module, makes some of its parameters appear cut to the context's UF."""
+class Appearance(NamedTuple):
+    """What the code of a module sees at a UF, in place of what the module has."""
+
+    cuts: Cuts
+    counts: dict[str, int]
+    """Attributes that count blocks of channels, such as heads, by name."""
 
 
-def _rebuild(kind: type[nn.Module], cuts: Cuts) -> nn.Module:
-    sliced = _sliced_class(kind, cuts)
+class _Sliced(nn.Module):
+    """Mixed into the class of a module, shows its code the active part of some parameters and counts."""
+
+    plain: ClassVar[type[nn.Module]]
+    appearance: ClassVar[Appearance]
+
+
+def _rebuild(kind: type[nn.Module], appearance: Appearance) -> nn.Module:
+    sliced = _sliced_class(kind, appearance)
     return sliced.__new__(sliced)
 
 
-def _sliced_class(kind: type[nn.Module], cuts: Cuts) -> type[nn.Module]:
-    """A class like ``kind`` with a property in place of each of these parameters."""
+def _sliced_class(kind: type[nn.Module], appearance: Appearance) -> type[nn.Module]:
+    """A class like ``kind`` with a property in place of each of these parameters and counts."""
 
-    def appearing(name: str, axis: int, cut: Axis) -> property:
+    def parameter(name: str, axis: int, cut: Axis) -> property:
         def get(module: nn.Module) -> Any:
-            parameter, uf = module._parameters[name], _uf.get()
-            return parameter if parameter is None or isinstance(uf, Tensor) else cut.narrow(parameter, axis, uf)
+            value, uf = module._parameters[name], _uf.get()
+            return value if value is None or isinstance(uf, Tensor) else cut.narrow(value, axis, uf)
+
+        return property(get)
+
+    def count(name: str) -> property:
+        def get(module: nn.Module) -> Any:
+            value, uf = module.__dict__[name], _uf.get()
+            return value if isinstance(uf, Tensor) else channels(uf, value)
 
         return property(get)
 
     def reduce(module: nn.Module, protocol: Any) -> Any:
         # The class has no name to be found by.
-        return _rebuild, (kind, cuts), module.__dict__
+        return _rebuild, (kind, appearance), module.__dict__
 
-    members: dict[str, Any] = {name: appearing(name, axis, cut) for name, (axis, cut) in cuts.items()}
+    members: dict[str, Any] = {name: parameter(name, axis, cut) for name, (axis, cut) in appearance.cuts.items()}
+    members |= {name: count(name) for name in appearance.counts}
     members |= {"__reduce_ex__": reduce, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (_Sliced, kind), {**members, "cuts": cuts})
+    return type(kind.__name__, (_Sliced, kind), {**members, "appearance": appearance, "plain": kind})
 
 
-def slice_parameters(module: nn.Module, cuts: Cuts) -> None:
-    """Let the code of a module see only the active part of its parameters; its `state_dict` keeps all of them."""
-    module.__class__ = _sliced_class(type(module), cuts)
+def slice_parameters(module: nn.Module, cuts: Cuts, counts: dict[str, int]) -> None:
+    """Let the code of a module see only the active part of its parameters; its `state_dict` keeps all of them.
+
+    Args:
+        module: its class changes.
+        cuts: parameters.
+        counts: attributes that count blocks of channels.
+    """
+    module.__class__ = _sliced_class(type(module), Appearance(cuts, counts))
 
 
-def extract_parameters(module: Any, uf: float) -> None:
+def extract_parameters(module: nn.Module, uf: float) -> None:
     """The inverse of `slice_parameters`, with the active part alone, as parameters of their own."""
     if not isinstance(module, _Sliced):
         return
-    cuts: Cuts = type(module).cuts  # type: ignore[attr-defined]
-    module.__class__ = type(module).__mro__[2]
+    cuts, counts = module.appearance
+    module.__class__ = module.plain  # type: ignore[assignment]
+    for name in counts:
+        module.__dict__[name] = channels(uf, module.__dict__[name])
     for name, (axis, cut) in cuts.items():
         parameter = module._parameters[name]
         if parameter is not None:

@@ -38,14 +38,14 @@ def apply(network: nn.Module, plan: Plan, *, ufs: tuple[float, ...], **options: 
         if name in axes or (type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d) and axes):
             convert(layer, axes.get(name, {}), label=name, ufs=ufs, **options)
             layer.register_forward_pre_hook(give_uf, with_kwargs=True)
-    for owner, cuts in parameters.items():
-        slice_parameters(layers[owner], cuts)
+    for owner in {*parameters, *plan.counts}:
+        slice_parameters(layers[owner], parameters.get(owner, {}), plan.counts.get(owner, {}))
 
 
 def extract(network: Network, uf: float) -> Network:
     """A copy of a slimmed network with the layers of one width alone, of `torch.nn` as before.
 
-    Attention with fewer heads than its features make stays a `slimse.nn.SlimMultiheadAttention`, as `torch.nn` has none.
+    Attention with fewer heads than its features make is a `slimse.nn.SlimMultiheadAttention`: `torch.nn` has none.
 
     Args:
         network: made by `slimmify`.
@@ -58,7 +58,7 @@ def extract(network: Network, uf: float) -> Network:
         for name, child in list(parent.named_children()):
             if child in exchanged:
                 setattr(parent, name, exchanged[child])
-    network = exchanged.get(network, network)  # type: ignore[arg-type, assignment]
+    network = exchanged.get(network, network)  # type: ignore[call-overload]
     network.__dict__.pop("slimming", None)
     return network
 

@@ -164,6 +164,9 @@ def leaf_of(layer: nn.Module) -> Leaf | None:
     """The entry of a layer. Those of derived types have none: what else they do is unknown."""
     if getattr(layer, "track_running_stats", False) and isinstance(layer, nn.InstanceNorm1d | nn.InstanceNorm2d):
         return None
+    if isinstance(getattr(layer, "weight", None), Tensor) and "weight" not in layer._parameters:
+        # Computed before every call, as by weight normalisation.
+        return None
     return LEAVES.get(type(layer))
 
 
@@ -172,7 +175,7 @@ def convert(layer: nn.Module, axes: dict[str, Axis], **options: Any) -> None:
 
     Args:
         layer: one that has a leaf.
-        axes: what a UF cuts, by side: ``"inputs"``, ``"outputs"``, ``"heads"``, or ``"inputs-2"`` of one axis of a norm.
+        axes: what a UF cuts, by side: ``"inputs"``, ``"outputs"``, ``"heads"``; of a norm ``"inputs-2"`` for an axis.
         **options: attributes of every slimmable layer.
     """
     kind = LEAVES[type(layer)].kind

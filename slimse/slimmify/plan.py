@@ -46,6 +46,8 @@ class Plan:
         layers = [name for name, layer in network.named_modules() if leaf_of(layer)]
         self.uncalled = [name for name in layers if name not in called]
         self.cut: list[Group] = self.found()
+        self.counts: dict[str, dict[str, int]] = {}
+        """Attributes of modules that count the blocks of channels inside, by name of the module."""
 
     def found(self) -> list[Group]:
         """The groups that are cut unless chosen otherwise: what lies inside of blocks, their interfaces left out."""
@@ -93,6 +95,21 @@ class Plan:
             if not self.can_cut(group):
                 raise ValueError(f"cut of {name} = {side!r}: {group.reason or 'one block of channels'}")
         return found
+
+    def count_heads(self, network: nn.Module) -> bool:
+        """Let attributes that count heads follow the UF, in modules with layers whose outputs are cut by heads.
+
+        Returns:
+            Whether there is any.
+        """
+        for group in self.cut:
+            for layer in group.layers:
+                owner = layer.rpartition(".")[0]
+                attributes = vars(network.get_submodule(owner)).items()
+                counts = {key: n for key, n in attributes if "heads" in key and n == group.blocks}
+                if counts and network.get_submodule(layer).weight.shape[0] > group.blocks:
+                    self.counts.setdefault(owner, {}).update(counts)
+        return bool(self.counts)
 
     def axes(self) -> dict[str, dict[str, Axis]]:
         """What is cut, by name of a layer or parameter and side; layers of which nothing is cut are left out."""

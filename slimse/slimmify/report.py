@@ -68,7 +68,7 @@ class SlimmingReport:
         lines += [
             f"{w.uf:<6g} {w.macs:>12,} {w.macs / max(widest.macs, 1):>7.3f} {w.parameters:>12,}" for w in self.widths
         ]
-        lines.append(f"one width per item: {self.refusal and 'no, ' + self.refusal or 'yes'}")
+        lines.append(f"one width per item: {f'no, {self.refusal}' if self.refusal else 'yes'}")
         return "\n".join(lines)
 
 

@@ -208,10 +208,7 @@ class Trace(TorchDispatchMode):
         first = args[0]
         whole = [self._whole(tensor) for tensor in first] if isinstance(first, list | tuple) else self._whole(first)
         packet = torch.ops.aten.reshape.default if MOVES[name] == "reshape" else func
-        if MOVES[name] == "same":
-            moved = whole
-        else:
-            moved = packet(whole, *args[1:], **kwargs)
+        moved = whole if MOVES[name] == "same" else packet(whole, *args[1:], **kwargs)
         for result, labels in zip(tree_leaves(out), tree_leaves(moved), strict=True):
             self.put(result, labels)
 

@@ -240,7 +240,7 @@ def test_a_tensor_of_ufs_is_refused_where_it_has_no_meaning(name):
     }
     network = slimse.slimmify(Wired(betweens[name]), torch.randn(2, 4, 6))
     with (
-        pytest.raises(ValueError, match="expected a number, as .* works on several channels at once"),
+        pytest.raises(ValueError, match=r"expected a number, as .* works on several channels at once"),
         slimse.at(torch.tensor([0.25, 1.0])),
     ):
         network(torch.randn(2, 4, 6))
@@ -258,5 +258,5 @@ def test_layers_with_projections_and_packed_sequences_stay_full_by_name():
             h = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], True)[0]
             return self.last(self.lstm(self.out(h))[0])
 
-    with pytest.raises(ValueError, match="nothing can be cut: .*lstm has projections"):
+    with pytest.raises(ValueError, match=r"nothing can be cut: .*lstm has projections"):
         slimse.slimmify(Packed(), torch.randn(2, 5, 4))
