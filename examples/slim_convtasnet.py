@@ -147,9 +147,7 @@ def main(
         if step % 20 == 0:
             print(f"step {step}: {loss.item():.2f}", flush=True)
     folder = data / "valid" / "mixed"
-    print(
-        f"\nSI-SDR over the mixtures of {folder.name}, first 4 s of each, in dB; noisy {score(nn.Identity(), folder):.2f}"
-    )
+    print(f"\nSI-SDR in dB, first 4 s of each mixture of {folder}; noisy {score(nn.Identity(), folder):.2f}")
     print(f"trained at full width alone: {score(alone, folder):.2f} ({seconds[0]:.0f} s)")
     print(f"all widths of one network ({seconds[1]:.0f} s):")
     for width in network.slimming.widths:

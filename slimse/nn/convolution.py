@@ -23,8 +23,8 @@ class _SlimConv(SlimLayer):
     groups: int
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any
+    bias: Any
 
     def __init__(
         self, *args: Any, cut: str = "output", backend: str = "auto", precision: str = "ieee", **kwargs: Any
@@ -85,7 +85,7 @@ class _Convolution(_SlimConv):
 
     transposed = False
     padding: Any
-    padding_mode: str
+    padding_mode: Any
     _reversed_padding_repeated_twice: list[int]
 
     def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
@@ -123,7 +123,7 @@ class _TransposedConvolution(_SlimConv):
     """What `SlimConvTranspose1d` and `SlimConvTranspose2d` share."""
 
     transposed = True
-    padding: tuple[int, ...]
+    padding: Any
     kernel_size: tuple[int, ...]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None, *, uf: UF = 1.0) -> Tensor:

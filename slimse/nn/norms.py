@@ -28,8 +28,8 @@ class _FeatureNorm(SlimLayer):
     """What norms over the last axes share. Of the normalised axes one may be cut, ``dim`` counted from the end."""
 
     normalized_shape: tuple[int, ...]
-    weight: nn.Parameter | None
-    eps: float | None
+    weight: Any
+    eps: Any
     dim: int = -1
     plain: ClassVar[type[nn.Module]]
 
@@ -167,8 +167,8 @@ class _SlimInstanceNorm(SlimLayer):
     plain: ClassVar[type[nn.Module]]
     num_features: int
     eps: float
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
+    weight: Any
+    bias: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.plain.__init__(self, *args, **kwargs)

@@ -17,7 +17,7 @@ from .layers import SlimLayer, bare
 class _SlimRNN(SlimLayer):
     """What `SlimLSTM` and `SlimGRU` share: the same prefix of units in every layer and direction."""
 
-    plain: ClassVar[type[nn.RNNBase]]
+    plain: ClassVar[Any]
     gates: ClassVar[int]
     input_size: int
     hidden_size: int
@@ -197,7 +197,7 @@ class _SlimRNN(SlimLayer):
         return plain
 
 
-class SlimLSTM(_SlimRNN, nn.LSTM):
+class SlimLSTM(_SlimRNN, nn.LSTM):  # type: ignore[misc]
     """`torch.nn.LSTM` with a UF: the active hidden units of every layer and direction are a prefix.
 
     Args:
@@ -221,7 +221,7 @@ class SlimLSTM(_SlimRNN, nn.LSTM):
         return slim_lstm(x, weight_ih, weight_hh, bias_ih + bias_hh, width, both, **self._options)
 
 
-class SlimGRU(_SlimRNN, nn.GRU):
+class SlimGRU(_SlimRNN, nn.GRU):  # type: ignore[misc]
     """`torch.nn.GRU` with a UF: the active hidden units of every layer and direction are a prefix.
 
     Args:

@@ -89,7 +89,8 @@ class Channels:
 
     def groups_of(self, labels: Labels) -> list[Group]:
         """The groups that have any of these channels."""
-        axes = np.unique(self._axis_of(labels[labels >= 0])) if (labels >= 0).any() else []
+        found = labels[labels >= 0]
+        axes: Labels = np.unique(self._axis_of(found)) if found.size else found
         return [self._groups[root] for root in sorted({self._root(int(axis)) for axis in axes})]
 
     def keep_full(self, labels: Labels, reason: str) -> None:

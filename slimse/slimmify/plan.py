@@ -107,7 +107,7 @@ class Plan:
                 owner = layer.rpartition(".")[0]
                 attributes = vars(network.get_submodule(owner)).items()
                 counts = {key: n for key, n in attributes if "heads" in key and n == group.blocks}
-                if counts and network.get_submodule(layer).weight.shape[0] > group.blocks:
+                if counts and next(network.get_submodule(layer).parameters()).shape[0] > group.blocks:
                     self.counts.setdefault(owner, {}).update(counts)
         return bool(self.counts)
 

@@ -369,8 +369,8 @@ def _glu(trace: Trace, where: str, args: Any, kwargs: Any, out: Any) -> None:
     labels = trace.get(args[0])
     assert labels is not None
     halves = labels.expand(args[0].shape).chunk(2, kwargs.get("dim", args[1] if len(args) > 1 else -1))
-    parts = [compact(half) for half in halves]
-    trace.put(out, trace.combine(*[(part, tuple(out.shape)) for part in parts], where)[0])  # type: ignore[misc]
+    (value, gate), shape = (compact(half) for half in halves), tuple(out.shape)
+    trace.put(out, trace.combine((value, shape), (gate, shape), where)[0])
 
 
 _SPECIAL: dict[str, Rule] = {

@@ -1,14 +1,17 @@
 """Existing networks, made slimmable without a change of their code."""
 
 import copy
+import json
 import pickle
 import threading
 
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import slimse
+from slimse.cli import app
 from slimse.slimmify import count_macs
 
 UFS = (0.125, 0.25, 0.5, 1.0)
@@ -260,3 +263,20 @@ def test_layers_with_projections_and_packed_sequences_stay_full_by_name():
 
     with pytest.raises(ValueError, match=r"nothing can be cut: .*lstm has projections"):
         slimse.slimmify(Packed(), torch.randn(2, 5, 4))
+
+
+def test_the_command_profiles_any_slimmed_network(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch, slimse\n"
+        "def make():\n"
+        "    layers = torch.nn.Linear(4, 16), torch.nn.Linear(16, 4)\n"
+        "    return slimse.slimmify(torch.nn.Sequential(*layers), torch.randn(1, 4))\n"
+        "def plain():\n"
+        "    return torch.nn.Linear(1, 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["profile", "mine:make", "--json"])
+    assert [width["macs"] for width in json.loads(result.stdout)["widths"]] == [16, 32, 64, 128]
+    result = CliRunner().invoke(app, ["profile", "mine:plain"])
+    assert "makes a Linear, expected one that slimmify returned" in result.stderr
+    assert result.exit_code == 2
