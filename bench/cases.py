@@ -23,7 +23,7 @@ from roofline import CONFIG, Ceilings, Work, convolution, decoder_block, encoder
 from torch import Tensor, nn
 
 from slimse import SlimDemucs, ops
-from slimse.nn import SlimLSTM
+from slimse.nn import PackedLSTM
 from slimse.profiling import profile
 from slimse.width import Schedule, Width
 
@@ -258,12 +258,13 @@ def _lstm(units: int, frames: int = 0) -> Callable[[Setup], tuple[Calls, Work]]:
     def build(setup: Setup) -> tuple[Calls, Work]:
         count = frames or setup.frames()
         width, mean = setup.width(units, count)
-        layer = SlimLSTM(units, units, batch_first=True, **setup.choice).to(setup.device, setup.dtype)
+        layer = PackedLSTM(units, units, **setup.choice).to(setup.device, setup.dtype)
         x, mask = setup.random(setup.batch, count, units), setup.mask(width, units, count).mT
         zeros = setup.random(setup.batch, units) * 0
 
         def plain(k: int | None) -> Callable[[], Any]:
             theirs = layer.extract(1.0 if k in (None, -1) else k / units)
+            theirs.batch_first = True
             return lambda: theirs(x)[0] * mask if k is None else theirs(x)[0]
 
         work = recurrence(setup.batch, count, units, (mean, _mean_square(width)), 4, units)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import load, save
 from .models import PRESETS, PlainDemucs, SlimDemucs, SlimDemucsConfig, load_denoiser
-from .slimmify import at, extract, slimmify
+from .slimmify import at, calibrate, extract, slimmify
 from .streaming import Streamer
 from .width import WidthSet
 
@@ -24,6 +24,7 @@ __all__ = [
     "Streamer",
     "WidthSet",
     "at",
+    "calibrate",
     "enhance",
     "extract",
     "load",

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -62,31 +62,41 @@ def max_width(width: Width, channels: int) -> int:
     return int(width.max()) if width.numel() else 0
 
 
-def active_channels(uf: UF, full: int, positions: int) -> int | Tensor:
-    """Width of a layer that runs at any UF, of no particular set.
+def channels(uf: UF, full: int) -> Any:
+    """Active channels of a layer: the one rule of this package that turns a UF into a number of channels.
 
     Args:
-        uf: a number in (0, 1]; or a tensor of such, ``[B]`` or ``[B, positions]``.
+        uf: a number, or a tensor of any shape, in (0, 1].
         full: channels of the layer.
-        positions: positions of the call.
 
     Returns:
-        ``ceil(full * uf)``: a number, or int64 ``[B, positions]``.
+        ``ceil(full * uf)``: an ``int``, or int64 of the shape of ``uf``. What rounding adds to a product that is a
+        whole number (0.14 of 50) is not rounded up, so that a number and a tensor give the same.
+    """
+    if isinstance(uf, Tensor):
+        return (uf.double() * full * _ROUNDING).ceil().long()
+    return math.ceil(uf * full * _ROUNDING)
+
+
+_ROUNDING = 1 - 1e-6
+"""Larger than the rounding error of a UF in single precision, smaller than a channel of a layer of a million."""
+
+
+def check_uf(uf: Any) -> None:
+    """Check a UF for layers that run at any, of no particular set.
 
     Raises:
-        ValueError: for another number or shape. Under a compiler, values of a tensor are not looked at.
+        ValueError: unless it is a number in (0, 1], or a tensor of such, ``[B]`` or ``[B, positions]``. Under a
+            compiler, values of a tensor are not looked at.
     """
     if not isinstance(uf, Tensor):
         if isinstance(uf, bool) or not isinstance(uf, int | float) or not 0 < uf <= 1:
             raise ValueError(f"uf = {uf!r}: expected a number in (0, 1]")
-        return math.ceil(full * uf)
-    if uf.ndim not in (1, 2) or (uf.ndim == 2 and uf.shape[1] != positions):
-        raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a number, [batch] or [batch, {positions}]")
+        return
+    if uf.ndim not in (1, 2):
+        raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a number, [batch] or [batch, positions]")
     if not torch.compiler.is_compiling() and not bool(((uf > 0) & (uf <= 1)).all()):
         raise ValueError(f"uf has values from {uf.min():g} to {uf.max():g}: expected numbers in (0, 1]")
-    # 0.3 is a little more than 0.3 in single precision; the product must not be rounded up for that.
-    counts = (full * uf.double() - 1e-4).ceil().long()
-    return counts if uf.ndim == 2 else counts.unsqueeze(1).expand(-1, positions)
 
 
 class WidthSet(tuple[float, ...]):
@@ -141,8 +151,8 @@ class WidthSet(tuple[float, ...]):
         return values.expand(batch)
 
     def channels(self, uf: float, full: int) -> int:
-        """Active channels of a layer of ``full`` channels at ``uf``: ``ceil(full * uf)``."""
-        return math.ceil(full * self.validate(uf))
+        """Active channels of a layer of ``full`` channels at ``uf``, see `slimse.width.channels`."""
+        return int(channels(self.validate(uf), full))
 
     def indices(self, uf: Tensor) -> Tensor:
         """Positions in this set of a tensor of UFs (int64, same shape).

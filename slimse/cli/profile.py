@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,13 +16,23 @@ from ..checkpoint import load
 from ..models import PRESETS, SlimDemucs
 from ..profiling import ModelProfile
 from ..profiling import profile as measure
+from ..slimmify import SlimmingReport
 
 
 def profile(
-    model: Annotated[str, typer.Argument(help="A preset, bundled weights, or a .safetensors file.")] = "paper",
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A preset, bundled weights, a .safetensors file, or module:function that makes a slimmed network."
+        ),
+    ] = "paper",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what each width of a model costs: MACs by block, weights, latency."""
+    if ":" in model and not Path(model).exists():
+        report = _slimming(model)
+        print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+        return
     try:
         result = measure(SlimDemucs(PRESETS[model]) if model in PRESETS else load(model))
     except FileNotFoundError as error:
@@ -34,6 +47,22 @@ def profile(
         f"{result.parameters:,} parameters; one frame is {result.hop} samples "
         f"({1000 * result.hop / result.sample_rate:.1f} ms); algorithmic latency {latency}"
     )
+
+
+def _slimming(name: str) -> SlimmingReport:
+    """The report of the network that ``package.module:function`` makes; modules of the current folder are found too."""
+    module_name, _, function = name.partition(":")
+    sys.path.append(str(Path.cwd()))
+    try:
+        network = getattr(importlib.import_module(module_name), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model = {name!r}: {error}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    report = getattr(network, "slimming", None)
+    if not isinstance(report, SlimmingReport):
+        raise ValueError(f"model = {name!r}: it makes a {type(network).__name__}, expected one that slimmify returned")
+    return report
 
 
 def _table(result: ModelProfile, model: str) -> Table:

@@ -1,184 +1,148 @@
-"""Convolutions and linear layers that stand in for those of `torch.nn` and run at any width."""
+"""Layers that stand in for those of `torch.nn` and run at any width: what they share, linear ones, embedding, PReLU.
+
+Each is a subclass of its namesake with the same parameters, `state_dict` and result at full width, and has two `Axis`
+more: what of its input and of its output a UF cuts. At a UF that is a number, a layer computes on views of the active
+part of its weights with PyTorch's own operations. At a tensor of UFs it leaves zeros in inactive channels.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import check_backend, slim_conv1d, slim_conv_transpose1d
-from ..width import UF, active_channels
-from .packed import PackedModule
+from ..ops import check_backend, slim_conv1d
+from ..width import UF, check_uf
+from .axis import Axis
 
 CUTS = ("output", "input", "both")
+"""Sides of a layer that a UF can cut."""
 
 
-class _SlimLayer(PackedModule):
-    """What the layers below share: which of their sides a UF cuts, and how."""
+class SlimLayer(nn.Module):
+    """What slimmable layers share: two axes, a choice of backend, and conversion from and to `torch.nn`."""
 
-    cut: str
-    backend: str
-    precision: str
+    inputs: Axis
+    outputs: Axis
+    backend: str = "auto"
+    precision: str = "ieee"
+    label: str = ""
+    """Name in its network, for errors."""
+    refusal: str = ""
+    """Why the network cannot run at a tensor of UFs, or empty."""
 
-    def _choose(self, cut: str, backend: str, precision: str) -> None:
+    @classmethod
+    def convert(cls, layer: nn.Module, inputs: Axis, outputs: Axis, **options: Any) -> Self:
+        """Turn a layer of `torch.nn` into a slimmable one in place: its parameters and whoever holds it stay.
+
+        Args:
+            layer: of exactly the type that this class stands in for.
+            inputs: what a UF cuts of its input.
+            outputs: what a UF cuts of its output.
+            **options: further attributes.
+        """
+        layer.__class__ = cls
+        slim: Any = layer
+        slim.inputs, slim.outputs = inputs, outputs
+        for name, value in options.items():
+            setattr(slim, name, value)
+        return slim
+
+    def _choose(self, inputs: int, outputs: int, cut: str, backend: str, precision: str) -> None:
         """Check and keep the options that `torch.nn` does not have."""
         if cut not in CUTS:
             raise ValueError(f"cut = {cut!r}: expected one of {CUTS}")
         groups = getattr(self, "groups", 1)
-        if groups != 1:
-            raise ValueError(f"groups = {groups}: expected 1; channels of a prefix would change their groups")
+        if groups != 1 and cut != "both":
+            raise ValueError(f"cut = {cut!r} with groups = {groups}: expected 'both', as a group has channels of both")
         check_backend(backend, precision)
-        self.cut, self.backend, self.precision = cut, backend, precision
+        blocks = groups if groups > 1 else None
+        self.inputs = Axis.of(inputs, cut=cut in ("input", "both"), blocks=blocks)
+        self.outputs = Axis.of(outputs, cut=cut in ("output", "both"), blocks=blocks)
+        self.backend, self.precision = backend, precision
 
     @property
     def _options(self) -> dict[str, Any]:
         return {"backend": self.backend, "precision": self.precision}
 
-    def unpack(self, packed: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Taps last, as in `torch.nn`."""
-        return {name: tensor.mT if tensor.ndim == 3 else tensor for name, tensor in packed.items()}
+    def _on_kernels(self, input: Tensor) -> bool:
+        """Whether a call at a tensor of UFs runs as an op of `slimse.ops`: those know one prefix per position."""
+        one_prefix = len(self.inputs) == len(self.outputs) == 1 and getattr(self, "groups", 1) == 1
+        return one_prefix and (self.backend == "triton" or (self.backend == "auto" and input.is_cuda))
 
-    def pack(self, public: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Channels last; the inverse of `unpack`, and of itself."""
-        return self.unpack(public)
+    def _widths(self, uf: Tensor, shape: tuple[int, ...], positions: int) -> list[int | Tensor]:
+        """Active channels of an input ``[B, T, ...]`` and of an output of ``positions``, as the ops take them."""
+        widths: list[int | Tensor] = []
+        for axis, length in ((self.inputs, shape[1]), (self.outputs, positions)):
+            if uf.shape[0] != shape[0] or (axis.is_cut and uf.ndim == 2 and uf.shape[1] != length):
+                expected = f"expected a number, [{shape[0]}] or [{shape[0]}, {length}]"
+                raise ValueError(f"uf has shape {tuple(uf.shape)}: {expected}")
+            counts = axis[0].active(uf)
+            over = counts if isinstance(counts, int) or counts.ndim == 2 else counts.unsqueeze(1).expand(-1, length)
+            widths.append(over if axis.is_cut else axis.size)
+        return widths
 
-    def _cut(self, side: str, uf: UF, full: int, positions: int) -> int | Tensor:
-        """Width of the input or the output: a number, or over its positions."""
-        return active_channels(uf, full, positions) if self.cut in (side, "both") else full
-
-    def _channels(self, uf: float, inputs: int, outputs: int) -> tuple[int, int]:
-        """Active channels of input and output."""
-        cut = [self._cut(side, float(uf), full, 1) for side, full in (("input", inputs), ("output", outputs))]
-        return int(cut[0]), int(cut[1])
-
-    def _check_channels(self, channels: int, width: int | Tensor, full: int) -> None:
-        narrow = width if isinstance(width, int) else full
-        if channels not in (narrow, full):
-            raise ValueError(f"the input has {channels} channels: expected {full}, or the {narrow} active ones")
+    def extract(self, uf: float) -> nn.Module:
+        """One width as a layer of `torch.nn` of its own, with copies of the weights that it needs."""
+        raise TypeError(f"{type(self).__name__} must define extract")
 
     def extra_repr(self) -> str:
-        """The options of `torch.nn`, and ``cut``."""
-        return f"{super().extra_repr()}, cut={self.cut!r}"
+        """The options of `torch.nn`, and the axes."""
+        return f"{super().extra_repr()}, {describe_cut(self.inputs, self.outputs)}"
 
 
-class SlimConv1d(_SlimLayer, nn.Conv1d):
-    """`torch.nn.Conv1d` with a UF: the active channels are a prefix of the output, the input or both.
+def describe_cut(inputs: Axis, outputs: Axis) -> str:
+    """Which sides of a layer a UF cuts."""
+    sides = [name for name, axis in (("input", inputs), ("output", outputs)) if axis.is_cut]
+    return f"cut={'+'.join(sides) or None}"
 
-    Args:
-        *args: as of `torch.nn.Conv1d`. ``groups`` must be 1.
-        cut: ``"output"``, ``"input"`` or ``"both"``: the side that a UF cuts.
-        backend: see `slimse.ops`.
-        precision: see `slimse.ops`.
-        **kwargs: as of `torch.nn.Conv1d`.
 
-    Shape:
-        ``[B, C_in, T]`` or ``[C_in, T]`` to the same with ``C_out`` channels. A UF that is a number cuts inactive
-        output channels off; a tensor leaves zeros in them. A cut input may have all channels or only the active ones.
+def bare(kind: type[nn.Module], like: nn.Module, **replaced: Any) -> Any:
+    """A copy of ``like`` as a plain ``kind``, without its hooks, with some attributes or parameters replaced.
 
-    Raises:
-        ValueError: for ``groups`` other than 1, or an unknown ``cut``, backend or precision.
-
-    >>> narrow = SlimConv1d(8, 16, 3)(torch.randn(2, 8, 20), uf=0.25)
-    >>> SlimConv1d(16, 8, 1, cut="input")(narrow, uf=0.25).shape
-    torch.Size([2, 8, 18])
+    Parameters and buffers are copied, so that training one does not change the other.
     """
-
-    def __init__(
-        self, *args: Any, cut: str = "output", backend: str = "auto", precision: str = "ieee", **kwargs: Any
-    ) -> None:
-        nn.Conv1d.__init__(self, *args, **kwargs)
-        self._choose(cut, backend, precision)
-        self.weight = nn.Parameter(self.weight.detach().mT.contiguous())
-
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
-        """Run at ``uf``: a number in (0, 1], ``[B]``, or one per position of the side that is cut."""
-        if input.ndim == 2:
-            return self.forward(input.unsqueeze(0), uf=uf)[0]
-        padding: Any = self.padding[0]
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), 0
-        time = input.shape[2]
-        stride, dilation = self.stride[0], self.dilation[0]
-        positions = (time + 2 * padding - dilation * (self.kernel_size[0] - 1) - 1) // stride + 1
-        width_in = self._cut("input", uf, self.in_channels, time)
-        self._check_channels(input.shape[1], width_in, self.in_channels)
-        widths = width_in, self._cut("output", uf, self.out_channels, positions)
-        out = slim_conv1d(input.mT, self.weight, self.bias, *widths, stride, padding, dilation, **self._options)
-        return out.mT
-
-    def extract(self, uf: float) -> nn.Conv1d:
-        """One width as a `torch.nn.Conv1d` of its own, with copies of the weights that it needs."""
-        k_in, k_out = self._channels(uf, self.in_channels, self.out_channels)
-        has_bias = self.bias is not None
-        options: Any = (self.kernel_size, self.stride, self.padding, self.dilation, 1, has_bias, self.padding_mode)
-        plain = nn.Conv1d(k_in, k_out, *options)
-        return _filled(plain, self.weight[:k_out, :, :k_in].mT, self.bias, k_out, self)
+    plain = kind.__new__(kind)
+    nn.Module.__init__(plain)
+    own = {"inputs", "outputs", "backend", "precision", "label", "refusal"}
+    kept = {
+        name: value
+        for name, value in like.__dict__.items()
+        if name not in nn.Module().__dict__ and name not in own and name not in replaced
+    }
+    plain.__dict__.update(kept)
+    plain.train(like.training)
+    for name, parameter in like._parameters.items():
+        plain.register_parameter(name, _copied(replaced.pop(name, parameter), parameter))
+    for name, buffer in like._buffers.items():
+        value = replaced.pop(name, buffer)
+        plain.register_buffer(name, None if value is None else value.detach().clone())
+    for name, value in replaced.items():
+        setattr(plain, name, value)
+    return plain
 
 
-class SlimConvTranspose1d(_SlimLayer, nn.ConvTranspose1d):
-    """`torch.nn.ConvTranspose1d` with a UF: the active channels are a prefix of the input, the output or both.
-
-    Args:
-        *args: as of `torch.nn.ConvTranspose1d`. ``groups`` must be 1.
-        cut: as in `SlimConv1d`.
-        backend: see `slimse.ops`.
-        precision: see `slimse.ops`.
-        **kwargs: as of `torch.nn.ConvTranspose1d`.
-
-    Shape:
-        ``[B, C_in, T]`` or ``[C_in, T]`` to the same with ``C_out`` channels; see `SlimConv1d`.
-
-    Raises:
-        ValueError: for ``groups`` other than 1, or an unknown ``cut``, backend or precision.
-    """
-
-    def __init__(
-        self, *args: Any, cut: str = "output", backend: str = "auto", precision: str = "ieee", **kwargs: Any
-    ) -> None:
-        nn.ConvTranspose1d.__init__(self, *args, **kwargs)
-        self._choose(cut, backend, precision)
-        self.weight = nn.Parameter(self.weight.detach().mT.contiguous())
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None, *, uf: UF = 1.0) -> Tensor:
-        """Run at ``uf``, see `SlimConv1d`; ``output_size`` as in `torch.nn.ConvTranspose1d`."""
-        if input.ndim == 2:
-            return self.forward(input.unsqueeze(0), output_size, uf=uf)[0]
-        shape = (self.stride, self.padding, self.kernel_size)
-        (more,) = self._output_padding(input, output_size, *shape, 1, self.dilation)  # type: ignore[arg-type]
-        time, stride, dilation = input.shape[2], self.stride[0], self.dilation[0]
-        padding: Any = self.padding[0]
-        positions = (time - 1) * stride - 2 * padding + dilation * (self.kernel_size[0] - 1) + more + 1
-        width_in = self._cut("input", uf, self.in_channels, time)
-        self._check_channels(input.shape[1], width_in, self.in_channels)
-        widths = width_in, self._cut("output", uf, self.out_channels, positions)
-        places = (stride, padding, more, dilation)
-        return slim_conv_transpose1d(input.mT, self.weight, self.bias, *widths, *places, **self._options).mT
-
-    def extract(self, uf: float) -> nn.ConvTranspose1d:
-        """One width as a `torch.nn.ConvTranspose1d` of its own, with copies of the weights that it needs."""
-        k_in, k_out = self._channels(uf, self.in_channels, self.out_channels)
-        has_bias = self.bias is not None
-        options: Any = (self.kernel_size, self.stride, self.padding, self.output_padding, 1, has_bias, self.dilation)
-        plain = nn.ConvTranspose1d(k_in, k_out, *options)
-        return _filled(plain, self.weight[:k_in, :, :k_out].mT, self.bias, k_out, self)
+def _copied(value: Tensor | None, like: nn.Parameter | None) -> nn.Parameter | None:
+    if value is None or like is None:
+        return None
+    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format), like.requires_grad)
 
 
-class SlimLinear(_SlimLayer, nn.Linear):
+class SlimLinear(SlimLayer, nn.Linear):
     """`torch.nn.Linear` with a UF: the active features are a prefix of the output, the input or both.
 
     Args:
         *args: as of `torch.nn.Linear`.
-        cut: as in `SlimConv1d`.
-        backend: see `slimse.ops`.
+        cut: ``"output"``, ``"input"`` or ``"both"``: the side that a UF cuts.
+        backend: see `slimse.ops`; ``"auto"`` runs PyTorch at a UF that is a number.
         precision: see `slimse.ops`.
         **kwargs: as of `torch.nn.Linear`.
 
     Shape:
         ``[..., C_in]`` to ``[..., C_out]``; see `SlimConv1d`. A UF that is a tensor is ``[B]`` for an input
-        ``[B, C_in]``, and ``[B]`` or ``[B, T]`` for ``[B, T, C_in]``.
+        ``[B, ..., C_in]``, or ``[B, T]`` for ``[B, T, C_in]``.
 
     Raises:
         ValueError: for an unknown ``cut``, backend or precision.
@@ -188,33 +152,96 @@ class SlimLinear(_SlimLayer, nn.Linear):
         self, *args: Any, cut: str = "output", backend: str = "auto", precision: str = "ieee", **kwargs: Any
     ) -> None:
         nn.Linear.__init__(self, *args, **kwargs)
-        self._choose(cut, backend, precision)
+        self._choose(self.in_features, self.out_features, cut, backend, precision)
 
     def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
         """Run at ``uf``: a number in (0, 1], ``[B]`` or ``[B, T]``."""
-        if isinstance(uf, Tensor) and input.ndim not in (2, 3):
-            shape = tuple(input.shape)
-            raise ValueError(f"uf is a tensor, the input has shape {shape}: expected [B, C_in] or [B, T, C_in]")
-        items = input.unsqueeze(1) if isinstance(uf, Tensor) else input.reshape(1, -1, input.shape[-1])
-        x = input if input.ndim == 3 else items
-        width_in = self._cut("input", uf, self.in_features, x.shape[1])
-        self._check_channels(x.shape[2], width_in, self.in_features)
-        widths = width_in, self._cut("output", uf, self.out_features, x.shape[1])
-        out = slim_conv1d(x, self.weight.unsqueeze(1), self.bias, *widths, **self._options)
-        return out.reshape(*input.shape[:-1], out.shape[-1])
+        check_uf(uf)
+        if isinstance(uf, Tensor):
+            return self._ragged(input, uf)
+        x = self.inputs.take(input, -1, uf)
+        weight, bias = self._weights(uf)
+        if self.backend != "triton":
+            return F.linear(x, weight, bias)
+        items = x.reshape(1, -1, x.shape[-1])
+        packed = weight.unsqueeze(1).contiguous()
+        out = slim_conv1d(items, packed, bias, weight.shape[1], weight.shape[0], **self._options)
+        return out.reshape(*x.shape[:-1], weight.shape[0])
+
+    def _weights(self, uf: float) -> tuple[Tensor, Tensor | None]:
+        weight = self.inputs.narrow(self.outputs.narrow(self.weight, 0, uf), 1, uf)
+        return weight, None if self.bias is None else self.outputs.narrow(self.bias, 0, uf)
+
+    def _ragged(self, input: Tensor, uf: Tensor) -> Tensor:
+        if input.ndim < 2:
+            raise ValueError(f"uf is a tensor, the input has shape {tuple(input.shape)}: expected [B, ..., C_in]")
+        if input.ndim == 3 and self._on_kernels(input):
+            widths = self._widths(uf, input.shape[:2], input.shape[1])
+            out: Tensor = slim_conv1d(input, self.weight.unsqueeze(1), self.bias, *widths, **self._options)
+            return out
+        return self.outputs.silence(nn.Linear.forward(self, self.inputs.silence(input, -1, uf)), -1, uf)
 
     def extract(self, uf: float) -> nn.Linear:
         """One width as a `torch.nn.Linear` of its own, with copies of the weights that it needs."""
-        k_in, k_out = self._channels(uf, self.in_features, self.out_features)
-        plain = nn.Linear(k_in, k_out, self.bias is not None)
-        return _filled(plain, self.weight[:k_out, :k_in], self.bias, k_out, self)
+        weight, bias = self._weights(uf)
+        return bare(
+            nn.Linear, self, in_features=weight.shape[1], out_features=weight.shape[0], weight=weight, bias=bias
+        )
 
 
-@torch.no_grad()
-def _filled(plain: Any, weight: Tensor, bias: Tensor | None, outputs: int, like: nn.Module) -> Any:
-    """A plain layer with these weights, in the dtype, on the device and in the mode of ``like``."""
-    plain = plain.to(weight)
-    plain.weight.copy_(weight)
-    if bias is not None:
-        plain.bias.copy_(bias[:outputs])
-    return plain.train(like.training)
+class SlimEmbedding(SlimLayer, nn.Embedding):
+    """`torch.nn.Embedding` with a UF: the active features are a prefix of each vector.
+
+    Args:
+        *args: as of `torch.nn.Embedding`.
+        **kwargs: as of `torch.nn.Embedding`.
+
+    Shape:
+        ``[*]`` to ``[*, D]``, at a UF that is a number ``[*, k]``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        nn.Embedding.__init__(self, *args, **kwargs)
+        self._choose(1, self.embedding_dim, "output", "auto", "ieee")
+
+    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+        """Run at ``uf``: a number in (0, 1], ``[B]``, or ``[B, T]`` for an input ``[B, T]``."""
+        check_uf(uf)
+        if isinstance(uf, Tensor):
+            return self.outputs.silence(nn.Embedding.forward(self, input), -1, uf)
+        weight = self.outputs.narrow(self.weight, 1, uf)
+        options = (self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse)
+        return F.embedding(input, weight, *options)
+
+    def extract(self, uf: float) -> nn.Embedding:
+        """One width as a `torch.nn.Embedding` of its own, with copies of the weights that it needs."""
+        weight = self.outputs.narrow(self.weight, 1, uf)
+        return bare(nn.Embedding, self, embedding_dim=weight.shape[1], weight=weight)
+
+
+class SlimPReLU(SlimLayer, nn.PReLU):
+    """`torch.nn.PReLU` with a slope per channel, of which a UF leaves the active ones.
+
+    Args:
+        *args: as of `torch.nn.PReLU`.
+        **kwargs: as of `torch.nn.PReLU`.
+
+    Shape:
+        ``[B, C, *]``, or with the active channels alone, to the same.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        nn.PReLU.__init__(self, *args, **kwargs)
+        self._choose(self.num_parameters, self.num_parameters, "both", "auto", "ieee")
+
+    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+        """Run at ``uf``; a tensor of any shape, as every channel is worked on alone."""
+        check_uf(uf)
+        if isinstance(uf, Tensor):
+            return nn.PReLU.forward(self, input)
+        return F.prelu(self.inputs.take(input, 1, uf), self.inputs.narrow(self.weight, 0, uf))
+
+    def extract(self, uf: float) -> nn.PReLU:
+        """One width as a `torch.nn.PReLU` of its own."""
+        weight = self.inputs.narrow(self.weight, 0, uf)
+        return bare(nn.PReLU, self, num_parameters=len(weight), weight=weight)

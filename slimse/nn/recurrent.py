@@ -1,312 +1,245 @@
-"""Recurrent layers: those that stand in for `torch.nn`'s and run at any width, and the bottlenecks."""
+"""LSTM and GRU that stand in for those of `torch.nn` and run at any width."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..ops import check_backend, slim_gru, slim_lstm
-from ..width import UF, Width, active_channels, max_width
-from .packed import PackedModule
+from ..width import UF, check_uf
+from .axis import Axis, Segment
+from .layers import SlimLayer, bare
 
 
-class GroupedGRU(PackedModule):
-    """``groups`` GRUs side by side, each on its own slice of the channels; always full width.
+class _SlimRNN(SlimLayer):
+    """What `SlimLSTM` and `SlimGRU` share: the same prefix of units in every layer and direction."""
 
-    Args:
-        channels: channels in and out, a multiple of ``groups``.
-        groups: number of GRUs.
-        backend: see `slimse.ops`.
-        precision: see `slimse.ops`.
-
-    Shape:
-        ``[B, T, channels]`` and a state ``[groups, B, channels / groups]`` to the same.
-
-    The `state_dict` has the keys of a `torch.nn.ModuleList` of `torch.nn.GRU`.
-    Source: the bottleneck of arXiv 2507.04879.
-    """
-
-    def __init__(self, channels: int, groups: int, *, backend: str = "auto", precision: str = "ieee") -> None:
-        super().__init__()
-        self.backend, self.precision = backend, precision
-        size = channels // groups
-        self.channels, self.groups, self.size = channels, groups, size
-        self.weight_ih = nn.Parameter(torch.empty(groups, size, 3, size))
-        self.weight_hh = nn.Parameter(torch.empty(groups, size, 3, size))
-        self.bias_ih = nn.Parameter(torch.empty(groups, size, 3))
-        self.bias_hh = nn.Parameter(torch.empty(groups, size, 3))
-        self.load_state_dict(nn.ModuleList(nn.GRU(size, size) for _ in range(groups)).state_dict())
-
-    def unpack(self, packed: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keys ``{group}.weight_ih_l0`` and so on, as `torch.nn.GRU` lays them out."""
-        return {
-            f"{group}.{name}_l0": rearrange(tensor[group], "h g ... -> (g h) ...")
-            for group in range(self.groups)
-            for name, tensor in packed.items()
-        }
-
-    def pack(self, public: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `unpack`."""
-        packed = {}
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            stacked = torch.stack([public[f"{group}.{name}_l0"] for group in range(self.groups)])
-            packed[name] = rearrange(stacked, "m (g h) ... -> m h g ...", g=3)
-        return packed
-
-    def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor]:
-        """Zeros, on the device and in the dtype of ``like``."""
-        return (like.new_zeros(self.groups, batch, self.size),)
-
-    def forward(self, x: Tensor, width: Width, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
-        """Run ``T`` steps from ``state``, all units whatever the ``width``."""
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        out, new = slim_gru(x, *weights, self.size, state[0], backend=self.backend, precision=self.precision)
-        return out, (new,)
-
-    def count(self, args: tuple[Tensor, Width, tuple[Tensor]], output: object) -> tuple[int, int]:
-        """Multiply-accumulates of a call that was just made, and weight bytes that one step reads."""
-        macs = self.weight_ih.numel() + self.weight_hh.numel()
-        read = macs + self.bias_ih.numel() + self.bias_hh.numel()
-        return macs * args[0].shape[1], read * self.weight_ih.element_size()
-
-
-class _SlimRNN(PackedModule):
-    """What `SlimLSTM` and `SlimGRU` share: all layers and directions, one after the other."""
-
-    plain: type[nn.LSTM] | type[nn.GRU]
-    gates: int
-    state_parts: int
-    proj_size = 0
+    plain: ClassVar[Any]
+    gates: ClassVar[int]
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
 
     def __init__(self, *args: Any, backend: str = "auto", precision: str = "ieee", **kwargs: Any) -> None:
-        super().__init__()
+        self.plain.__init__(self, *args, **kwargs)
+        if self.proj_size:
+            raise ValueError(f"proj_size = {self.proj_size}: expected 0")
         check_backend(backend, precision)
-        plain = self.plain(*args, **kwargs)
-        if plain.proj_size:
-            raise ValueError(f"proj_size = {plain.proj_size}: expected 0")
-        self.input_size, self.hidden_size, self.num_layers = plain.input_size, plain.hidden_size, plain.num_layers
-        self.bias, self.batch_first, self.dropout = plain.bias, plain.batch_first, plain.dropout
-        self.bidirectional, self.directions = plain.bidirectional, 2 if plain.bidirectional else 1
+        self.inputs = Axis.of(self.input_size, cut=False)
+        self.outputs = Axis([Segment(self.hidden_size, self.hidden_size)] * self.directions)
         self.backend, self.precision = backend, precision
-        for name, tensor in self.pack(dict(plain.named_parameters())).items():
-            self.register_parameter(name, nn.Parameter(tensor.detach().contiguous()))
 
-    def unpack(self, packed: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keys ``weight_ih_l0`` and so on, as `torch.nn` lays them out."""
-        return {name: rearrange(tensor, "h g ... -> (g h) ...") for name, tensor in packed.items()}
-
-    def pack(self, public: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One record per hidden unit; the inverse of `unpack`."""
-        return {name: rearrange(tensor, "(g h) ... -> h g ...", g=self.gates) for name, tensor in public.items()}
+    @property
+    def directions(self) -> int:
+        """1, or 2 if the layer also runs backwards."""
+        return 2 if self.bidirectional else 1
 
     def forward(self, input: Tensor, hx: Any = None, *, uf: UF = 1.0) -> tuple[Tensor, Any]:
         """Run all steps at ``uf``.
 
         Args:
             input: as in `torch.nn`.
-            hx: as in `torch.nn`; zeros by default.
-            uf: a number in (0, 1]; without a second direction also ``[B]`` or ``[B, T]``.
+            hx: as in `torch.nn`, for all units; zeros by default.
+            uf: a number in (0, 1], ``[B]``, or one per step, ``[B, T]``.
 
         Returns:
-            As in `torch.nn`. A unit outside the width keeps its state and puts out zero.
+            As in `torch.nn`. At a UF that is a number the output has the active units of each direction alone, at a
+            tensor zeros in the others. The state has all units; one outside the width keeps its state.
 
         Raises:
             ValueError: for a packed sequence, or an input, state or ``uf`` that does not fit.
         """
+        check_uf(uf)
         if isinstance(input, nn.utils.rnn.PackedSequence):
             raise ValueError("input is a PackedSequence: expected a padded tensor")
-        if input.ndim not in (2, 3) or input.shape[-1] != self.input_size:
+        x = input if isinstance(uf, Tensor) else self.inputs.take(input, -1, uf)
+        if x.ndim not in (2, 3):
             raise ValueError(f"input has shape {tuple(input.shape)}: expected 2 or 3 axes, the last {self.input_size}")
         parts = hx if isinstance(hx, tuple) else () if hx is None else (hx,)
         self._check_state(parts, input)
-        single = input.ndim == 2
-        if single:
-            input, parts = input.unsqueeze(0 if self.batch_first else 1), tuple(part.unsqueeze(1) for part in parts)
-        x = input if self.batch_first else input.transpose(0, 1)
-        zeros = x.new_zeros(self.num_layers * self.directions, x.shape[0], self.hidden_size)
-        parts = parts or (zeros,) * self.state_parts
-        states = list(zip(*(part.unbind(0) for part in parts), strict=True))
-        x, new = self.run(x, active_channels(uf, self.hidden_size, x.shape[1]), states)
-        after = tuple(torch.stack(part) for part in zip(*new, strict=True))
-        x = x if self.batch_first else x.transpose(0, 1)
-        if single:
-            x, after = x.squeeze(0 if self.batch_first else 1), tuple(part.squeeze(1) for part in after)
-        return x, after if len(after) == 2 else after[0]
+        if input.ndim == 2:
+            batch_axis = 0 if self.batch_first else 1
+            many = tuple(part.unsqueeze(1) for part in parts)
+            out, after = self.forward(input.unsqueeze(batch_axis), self._state(many) if parts else None, uf=uf)
+            single = tuple(part.squeeze(1) for part in (after if isinstance(after, tuple) else (after,)))
+            return out.squeeze(batch_axis), self._state(single)
+        if not parts:
+            batch = x.shape[0 if self.batch_first else 1]
+            zeros = x.new_zeros(self.num_layers * self.directions, batch, self.hidden_size)
+            parts = (zeros,) * (2 if self.gates == 4 else 1)
+        if isinstance(uf, Tensor) or self.backend == "triton":
+            return self._on_ops(x, parts, uf)
+        return self._native(x, parts, uf)
+
+    def _units(self, uf: UF) -> Any:
+        """Active units of each direction: a number, or int64 of the shape of ``uf``."""
+        if not self.outputs.is_cut:
+            return (
+                torch.full(uf.shape, self.hidden_size, device=uf.device) if isinstance(uf, Tensor) else self.hidden_size
+            )
+        return self.outputs[0].active(uf)
+
+    @staticmethod
+    def _state(parts: tuple[Tensor, ...]) -> Any:
+        """As `torch.nn` has it: a tuple for an LSTM, a tensor for a GRU."""
+        return parts if len(parts) == 2 else parts[0]
 
     def _check_state(self, parts: tuple[Tensor, ...], input: Tensor) -> None:
         """Check a state, of which there are as many parts as `torch.nn` has, or none."""
         batch = [input.shape[0 if self.batch_first else 1]] if input.ndim == 3 else []
         expected = (self.num_layers * self.directions, *batch, self.hidden_size)
         found = [tuple(part.shape) for part in parts]
-        if found and found != [expected] * self.state_parts:
-            raise ValueError(f"hx has shapes {found}: expected {self.state_parts} of {expected}")
+        count = 2 if self.gates == 4 else 1
+        if found and found != [expected] * count:
+            raise ValueError(f"hx has shapes {found}: expected {count} of {expected}")
 
-    def flatten_parameters(self) -> None:
-        """Do nothing: networks call it for cuDNN, and the weights lie as the kernels want them."""
+    def _layers(self) -> list[tuple[int, str]]:
+        """Number and suffix of the parameters of every layer and direction, in the order of `torch.nn`."""
+        suffixes = ("", "_reverse")[: self.directions]
+        return [(layer, f"_l{layer}{suffix}") for layer in range(self.num_layers) for suffix in suffixes]
 
-    def run(self, x: Tensor, width: Width, states: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, list[Any]]:
-        """Run ``[B, T, inputs]`` with ``width`` active units per step from one state per layer and direction."""
-        if self.bidirectional and not isinstance(width, int):
-            raise ValueError("two directions run at one width per call: pass uf as a float")
-        new: list[Any] = []
-        for layer in range(self.num_layers):
-            x = nn.functional.dropout(x, self.dropout, self.training) if layer and self.dropout else x
-            outputs = []
-            for direction in range(self.directions):
-                suffix = f"_l{layer}{'_reverse' if direction else ''}"
-                out, after = self.direction(x.flip(1) if direction else x, suffix, width, states[len(new)])
-                outputs.append(out.flip(1) if direction else out)
-                new.append(after)
-            # Of two directions each keeps its columns in place; one may hand on its active units alone.
-            x = outputs[0] if self.directions == 1 else torch.cat([self._widen(out) for out in outputs], dim=2)
-        return (self._widen(x) if self.directions == 1 else x), new
+    def _weights(self, uf: float) -> list[Tensor]:
+        """The active part of all weights and biases, in the order of `torch.nn`."""
+        k, weights = self._units(uf), []
+        for layer, suffix in self._layers():
+            below = self.outputs if layer else self.inputs
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]:
+                tensor = getattr(self, name + suffix)
+                if k < self.hidden_size or below.is_cut:
+                    rows = tensor.unflatten(0, (self.gates, self.hidden_size))[:, :k]
+                    if name == "weight_ih":
+                        rows = below.narrow(rows, 2, uf)
+                    elif name == "weight_hh":
+                        rows = rows[..., :k]
+                    tensor = rows.flatten(0, 1)
+                weights.append(tensor)
+        return weights
 
-    def direction(self, x: Tensor, suffix: str, width: Width, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
-        """Run one direction of one layer, whose parameters end in ``suffix``."""
-        raise TypeError(f"{type(self).__name__} must define direction")
+    def _native(self, x: Tensor, parts: tuple[Tensor, ...], uf: float) -> tuple[Tensor, Any]:
+        """PyTorch's own recurrence on the active units."""
+        k = self._units(uf)
+        active = tuple(part[..., :k].contiguous() for part in parts)
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, self.batch_first)
+        if self.gates == 4:
+            out, *new = torch.lstm(x, active, self._weights(uf), *options)
+        else:
+            out, *new = torch.gru(x, active[0], self._weights(uf), *options)
+        if k < self.hidden_size:
+            new = [torch.cat([part, old[..., k:]], -1) for part, old in zip(new, parts, strict=True)]
+        return out, self._state(tuple(new))
 
-    def _weights(self, suffix: str) -> list[Tensor]:
-        weights = [self.get_parameter(f"weight_{kind}{suffix}") for kind in ("ih", "hh")]
+    def _on_ops(self, x: Tensor, parts: tuple[Tensor, ...], uf: UF) -> tuple[Tensor, Any]:
+        """The recurrences of `slimse.ops`, which know a number of units per step."""
+        x = x if self.batch_first else x.transpose(0, 1)
+        width: Any = self._units(uf)
+        if isinstance(uf, Tensor):
+            if uf.shape != x.shape[: uf.ndim]:
+                expected = f"expected a number, [{x.shape[0]}] or [{x.shape[0]}, {x.shape[1]}]"
+                raise ValueError(f"uf has shape {tuple(uf.shape)}: {expected}")
+            x = self.inputs.silence(x, -1, uf)
+            width = width if uf.ndim == 2 else width.unsqueeze(1).expand(-1, x.shape[1])
+        states, new = list(zip(*(part.unbind(0) for part in parts), strict=True)), []
+        outputs: list[Tensor] = []
+        for number, (layer, suffix) in enumerate(self._layers()):
+            if number and number % self.directions == 0:
+                x, outputs = torch.cat(outputs, -1), []
+                x = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
+            backwards = number % self.directions == 1
+            steps = width.flip(1) if backwards and isinstance(width, Tensor) else width
+            weights = self._packed(suffix, self.outputs if layer else self.inputs, uf)
+            out, after = self._direction(x.flip(1) if backwards else x, weights, steps, states[number])
+            outputs.append(out.flip(1) if backwards else out)
+            new.append(after)
+        out = torch.cat(outputs, -1)
+        after = self._state(tuple(torch.stack(part) for part in zip(*new, strict=True)))
+        return out if self.batch_first else out.transpose(0, 1), after
+
+    def _packed(self, suffix: str, below: Axis, uf: UF) -> list[Tensor]:
+        """Weights and biases of a direction with one record per unit, for the active channels of its input."""
+        weight_ih, weight_hh = (
+            rearrange(getattr(self, name + suffix), "(g h) i -> h g i", g=self.gates)
+            for name in ("weight_ih", "weight_hh")
+        )
+        if not isinstance(uf, Tensor):
+            weight_ih = below.narrow(weight_ih, 2, uf)
         if self.bias:
-            return [*weights, *(self.get_parameter(f"bias_{kind}{suffix}") for kind in ("ih", "hh"))]
-        zeros = weights[0].new_zeros(self.hidden_size, self.gates)
-        return [*weights, zeros, zeros]
+            biases = [
+                rearrange(getattr(self, name + suffix), "(g h) -> h g", g=self.gates) for name in ("bias_ih", "bias_hh")
+            ]
+        else:
+            biases = [weight_ih.new_zeros(self.hidden_size, self.gates)] * 2
+        return [tensor.contiguous() for tensor in (weight_ih, weight_hh, *biases)]
 
-    def _widen(self, x: Tensor) -> Tensor:
-        missing = self.hidden_size - x.shape[2]
-        return nn.functional.pad(x, (0, missing)) if missing else x
+    def _direction(self, x: Tensor, weights: list[Tensor], width: Any, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+        """Run one direction of one layer; at a number of units, put out these alone."""
+        raise TypeError(f"{type(self).__name__} must define _direction")
 
-    @torch.no_grad()
     def extract(self, uf: float) -> Any:
         """One width as a `torch.nn` layer of its own, of ``ceil(uf * hidden_size)`` units."""
-        k = active_channels(uf, self.hidden_size, 1)
-        options = (self.num_layers, self.bias, self.batch_first, self.dropout, self.bidirectional)
-        plain = self.plain(self.input_size, k, *options).to(next(self.parameters()))  # type: ignore[call-overload]
-        for name, tensor in self.named_parameters():
-            rows = tensor[:k]
-            if name.startswith("weight_hh"):
-                rows = rows[..., :k]
-            elif name.startswith("weight_ih") and "_l0" not in name:
-                rows = rows.unflatten(2, (self.directions, self.hidden_size))[..., :k].flatten(2)
-            plain.get_parameter(name).copy_(rearrange(rows, "h g ... -> (g h) ..."))
-        return plain.train(self.training)
-
-    def extra_repr(self) -> str:
-        """Sizes, and the options that are not the default."""
-        return (
-            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bidirectional={self.bidirectional}"
-        )
+        names = [
+            name + suffix
+            for _, suffix in self._layers()
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        ]
+        weights = dict(zip(names, self._weights(uf), strict=True))
+        sizes = {"input_size": self.inputs.count(uf), "hidden_size": self._units(uf)}
+        plain = bare(self.plain, self, **sizes, **weights)
+        # What `torch.nn` keeps beside its parameters, for cuDNN.
+        plain._init_flat_weights()
+        return plain
 
 
-class SlimLSTM(_SlimRNN):
-    """`torch.nn.LSTM` with a UF: the active hidden units of every layer are a prefix (see `slimse.ops.slim_lstm`).
+class SlimLSTM(_SlimRNN, nn.LSTM):  # type: ignore[misc]
+    """`torch.nn.LSTM` with a UF: the active hidden units of every layer and direction are a prefix.
 
     Args:
         *args: as of `torch.nn.LSTM`. ``proj_size`` must be 0.
-        backend: see `slimse.ops`.
+        backend: see `slimse.ops`; ``"auto"`` runs PyTorch's recurrence at a UF that is a number.
         precision: see `slimse.ops`.
         **kwargs: as of `torch.nn.LSTM`.
 
     Shape:
-        As of `torch.nn.LSTM` at every UF, units outside the width being zero in the output.
+        As of `torch.nn.LSTM`, with ``k`` units per direction in the output at a UF that is a number.
 
     Raises:
         ValueError: for a ``proj_size``, or an unknown backend or precision.
     """
 
-    plain, gates, state_parts = nn.LSTM, 4, 2
+    plain, gates = nn.LSTM, 4
 
-    def direction(self, x: Tensor, suffix: str, width: Width, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
-        """Run one direction of one layer, whose parameters end in ``suffix``."""
-        weight_ih, weight_hh, bias_ih, bias_hh = self._weights(suffix)
-        weights, choice = (weight_ih, weight_hh, bias_ih + bias_hh), {"backend": self.backend}
-        return slim_lstm(x, *weights, width, (state[0], state[1]), precision=self.precision, **choice)
+    def _direction(self, x: Tensor, weights: list[Tensor], width: Any, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        both = (state[0].contiguous(), state[1].contiguous())
+        return slim_lstm(x, weight_ih, weight_hh, bias_ih + bias_hh, width, both, **self._options)
 
 
-class SlimGRU(_SlimRNN):
-    """`torch.nn.GRU` with a UF: the active hidden units of every layer are a prefix (see `slimse.ops.slim_gru`).
+class SlimGRU(_SlimRNN, nn.GRU):  # type: ignore[misc]
+    """`torch.nn.GRU` with a UF: the active hidden units of every layer and direction are a prefix.
 
     Args:
         *args: as of `torch.nn.GRU`.
-        backend: see `slimse.ops`.
+        backend: see `slimse.ops`; ``"auto"`` runs PyTorch's recurrence at a UF that is a number.
         precision: see `slimse.ops`.
         **kwargs: as of `torch.nn.GRU`.
 
     Shape:
-        As of `torch.nn.GRU` at every UF, units outside the width being zero in the output.
+        As of `torch.nn.GRU`, with ``k`` units per direction in the output at a UF that is a number.
 
     Raises:
         ValueError: for an unknown backend or precision.
     """
 
-    plain, gates, state_parts = nn.GRU, 3, 1
+    plain, gates = nn.GRU, 3
 
-    def direction(self, x: Tensor, suffix: str, width: Width, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
-        """Run one direction of one layer, whose parameters end in ``suffix``."""
-        weights = [weight.unsqueeze(0) for weight in self._weights(suffix)]
-        choice = {"backend": self.backend, "precision": self.precision}
-        out, new = slim_gru(x, *weights, width, state[0].unsqueeze(0), **choice)
-        return out, (new[0],)
-
-
-class SlimLSTMStack(nn.Module):
-    """A `SlimLSTM` as bottleneck, full width at both ends, with a linear layer after two directions.
-
-    Args:
-        channels: channels in and out, and units of every layer.
-        layers: number of layers.
-        bidirectional: add a backward LSTM to each layer, and a linear layer from both back to ``channels``.
-        backend: see `slimse.ops`.
-        precision: see `slimse.ops`.
-
-    Shape:
-        ``[B, T, channels]`` to the same; the state is ``(h, c)`` of every layer (and direction) in a row. Units
-        outside the width come out as zero.
-
-    Source: the bottleneck of the original DEMUCS denoiser, arXiv 2006.12847; slimming it is this project's addition.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        layers: int,
-        *,
-        bidirectional: bool = False,
-        backend: str = "auto",
-        precision: str = "ieee",
-    ) -> None:
-        super().__init__()
-        self.channels = channels
-        options: dict[str, Any] = {"bidirectional": bidirectional, "backend": backend, "precision": precision}
-        self.lstm = SlimLSTM(channels, channels, layers, **options)
-        self.linear = nn.Linear(2 * channels, channels) if bidirectional else None
-
-    def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
-        """Zeros, on the device and in the dtype of ``like``."""
-        count = 2 * self.lstm.num_layers * self.lstm.directions
-        return tuple(like.new_zeros(batch, self.channels) for _ in range(count))
-
-    def forward(self, x: Tensor, width: Width, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run ``T`` steps from ``state`` with ``width`` active units per step in every layer."""
-        x, new = self.lstm.run(x, width, list(zip(state[::2], state[1::2], strict=True)))
-        return (x if self.linear is None else self.linear(x)), tuple(part for pair in new for part in pair)
-
-    def count(
-        self, args: tuple[Tensor, Width, tuple[Tensor, ...]], output: tuple[Tensor, tuple[Tensor, ...]]
-    ) -> tuple[int, int]:
-        """Multiply-accumulates of a call that was just made, and weight bytes that one step reads."""
-        k = max_width(args[1], self.channels)
-        plain = {name: tensor[:k] for name, tensor in self.lstm.named_parameters()}
-        macs = sum(
-            tensor.numel() if name.startswith("weight_ih_l0") else k * tensor.numel() // self.channels
-            for name, tensor in plain.items()
-            if name.startswith("weight")
-        )
-        biases = sum(tensor.numel() for name, tensor in plain.items() if name.startswith("bias"))
-        if self.linear is not None:
-            macs, biases = macs + self.linear.weight.numel(), biases + self.channels
-        return macs * args[0].shape[1], (macs + biases) * args[0].element_size()
+    def _direction(self, x: Tensor, weights: list[Tensor], width: Any, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+        grouped = [weight.unsqueeze(0) for weight in weights]
+        out, new = slim_gru(x, *grouped, width, state[0].unsqueeze(0).contiguous(), **self._options)
+        return out if isinstance(width, Tensor) else out[..., :width], (new[0],)

@@ -88,11 +88,13 @@ class Layers(nn.Module):
 
 
 def test_slimmified_networks_on_kernels(device, distance):
-    cuts = {"conv": "output", "mix": "input", "gru": "units", "lstm": "units", "back": "input"}
-    networks = [slimmify(Layers(), cuts, backend=backend).to(device) for backend in ("triton", "torch")]
+    x = torch.randn(2, 1, 40)
+    networks = [slimmify(Layers(), x, backend="torch").to(device) for _ in range(2)]
+    for layer in networks[0].modules():
+        layer.backend = "triton"
     networks[1].load_state_dict(networks[0].state_dict())
-    x = torch.randn(2, 1, 40, device=device)
-    for uf in (0.25, 1.0):
+    x = x.to(device)
+    for uf in (0.25, 1.0, torch.tensor([0.25, 0.5], device=device)):
         results = []
         for network in networks:
             network.zero_grad()

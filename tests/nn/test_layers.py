@@ -114,8 +114,7 @@ def test_output_size_of_a_transposed_convolution():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SlimConv1d(4, 8, 3, groups=4), "groups = 4: expected 1"),
-        (lambda: SlimConvTranspose1d(4, 8, 3, groups=2), "groups = 2: expected 1"),
+        (lambda: SlimConv1d(4, 8, 3, groups=4), "cut = 'output' with groups = 4: expected 'both'"),
         (lambda: SlimLinear(4, 8, cut="outputs"), "cut = 'outputs': expected one of"),
         (lambda: SlimConv1d(4, 8, 3, backend="cudnn"), "backend = 'cudnn'"),
         (lambda: SlimLSTM(4, 8, precision="fp8"), "precision = 'fp8'"),
@@ -123,20 +122,20 @@ def test_output_size_of_a_transposed_convolution():
         (lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 3, 9)), "the input has 3 channels: expected 4"),
         (lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 4, 9), uf=0), r"uf = 0: expected a number in \(0, 1\]"),
         (lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 4, 9), uf=torch.tensor([1.5])), "values from 1.5 to 1.5"),
-        (lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 4, 9), uf=torch.ones(1, 9)), r"expected a number, \[batch\] or"),
         (
-            lambda: SlimGRU(4, 8, bidirectional=True)(torch.randn(5, 2, 4), uf=torch.tensor([0.5, 1.0])),
-            "one width per call",
+            lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 4, 9), uf=torch.ones(1, 9)),
+            r"expected a number or \[1\] or \[1, 7\]",
         ),
+        (lambda: SlimGRU(4, 8)(torch.randn(5, 2, 4), uf=torch.ones(3)), r"expected a number, \[2\] or \[2, 5\]"),
         (lambda: SlimGRU(4, 8)(nn.utils.rnn.pack_sequence([torch.randn(3, 4)])), "expected a padded tensor"),
         (
             lambda: SlimLSTM(4, 8)(torch.randn(5, 2, 3)),
-            r"input has shape \(5, 2, 3\): expected 2 or 3 axes, the last 4",
+            "the input has 3 channels: expected 4",
         ),
-        (lambda: SlimGRU(4, 8)(torch.randn(4)), r"input has shape \(4,\)"),
+        (lambda: SlimGRU(4, 8)(torch.randn(4)), r"input has shape \(4,\): expected 2 or 3 axes"),
         (lambda: SlimLSTM(4, 8)(torch.randn(5, 2, 4), torch.zeros(1, 2, 8)), r"expected 2 of \(1, 2, 8\)"),
         (lambda: SlimGRU(4, 8, 2)(torch.randn(5, 2, 4), torch.zeros(1, 2, 8)), r"expected 1 of \(2, 2, 8\)"),
-        (lambda: SlimLinear(4, 8)(torch.randn(4), uf=torch.ones(1)), r"input has shape \(4,\): expected \[B, C_in\]"),
+        (lambda: SlimLinear(4, 8)(torch.randn(4), uf=torch.ones(1)), r"shape \(4,\): expected \[B, ..., C_in\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
@@ -193,21 +192,24 @@ def test_every_width_is_a_small_plain_recurrent_layer(slim, options):
         k = small.hidden_size
         cut = tuple(part[..., :k].contiguous() for part in as_tuple(state))
         (out, last), (expected, end) = layer(x, state, uf=uf), small(x, cut if slim is SlimLSTM else cut[0])
-        halves = out.unflatten(-1, (layer.directions, 7))
-        torch.testing.assert_close(halves[..., :k].flatten(-2), expected)
-        assert not halves[..., k:].any()
+        torch.testing.assert_close(out, expected)
         for whole, part, before in zip(as_tuple(last), as_tuple(end), as_tuple(state), strict=True):
             torch.testing.assert_close(whole[..., :k], part)
             assert torch.equal(whole[..., k:], before[..., k:])
 
 
+@pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("slim", [SlimLSTM, SlimGRU])
-def test_every_item_of_a_recurrent_layer_at_its_own_width(slim):
-    layer = slim(5, 8, 2, batch_first=True)
+def test_every_item_of_a_recurrent_layer_at_its_own_width(slim, directions):
+    layer = slim(5, 8, 2, batch_first=True, bidirectional=directions == 2)
     x = torch.randn(4, 6, 5)
     mixed, _ = layer(x, uf=torch.tensor(UFS))
     for item, uf in enumerate(UFS):
-        torch.testing.assert_close(mixed[item : item + 1], layer(x[item : item + 1], uf=uf)[0])
+        alone, _ = layer(x[item : item + 1], uf=uf)
+        active = mixed[item : item + 1].unflatten(-1, (directions, 8))
+        k = alone.shape[2] // directions
+        torch.testing.assert_close(active[..., :k].flatten(2), alone)
+        assert not active[..., k:].any()
 
 
 def test_dropout_between_recurrent_layers():

@@ -1,0 +1,159 @@
+"""Slim a Conv-TasNet and train all its widths at once, beside the same network trained at full width alone.
+
+    python examples/slim_convtasnet.py ../shared/data --steps 300
+
+DATA holds ``train/speech``, ``train/noise`` and ``valid/mixed`` with ``noisy`` and ``clean``, 16 kHz mono. The lines
+that slim the network and train it are marked; the rest is what any training has.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import soundfile
+import torch
+import typer
+from torch import Tensor, nn
+
+import slimse
+from slimse.training import sandwich
+
+RATE = 16_000
+
+
+class Block(nn.Module):
+    """A block of a Conv-TasNet: its hidden channels are what gets cut."""
+
+    def __init__(self, channels: int, hidden: int, dilation: int) -> None:
+        super().__init__()
+        self.inside = nn.Sequential(
+            *(nn.Conv1d(channels, hidden, 1), nn.PReLU(), nn.GroupNorm(1, hidden)),
+            nn.Conv1d(hidden, hidden, 3, padding=dilation, dilation=dilation, groups=hidden),
+            *(nn.PReLU(), nn.GroupNorm(1, hidden), nn.Conv1d(hidden, channels, 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Around a skip."""
+        return x + self.inside(x)
+
+
+class ConvTasNet(nn.Module):
+    """Encoder, mask, decoder, after arXiv 1809.07454; ``[B, 1, T]`` to the same, ``T`` a multiple of 16."""
+
+    def __init__(self, filters: int = 128, channels: int = 64, hidden: int = 256, blocks: int = 6) -> None:
+        super().__init__()
+        self.encoder = nn.Conv1d(1, filters, 32, 16, padding=8, bias=False)
+        self.masker = nn.Sequential(
+            *(nn.GroupNorm(1, filters), nn.Conv1d(filters, channels, 1)),
+            *(Block(channels, hidden, 2**number) for number in range(blocks)),
+            *(nn.PReLU(), nn.Conv1d(channels, filters, 1), nn.Sigmoid()),
+        )
+        self.decoder = nn.ConvTranspose1d(filters, 1, 32, 16, padding=8, bias=False)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Mask the features of the noisy signal."""
+        features = self.encoder(noisy)
+        return self.decoder(features * self.masker(features))
+
+
+class Mixtures:
+    """Random mixtures of a second of speech with noise at -5 to 15 dB."""
+
+    def __init__(self, data: Path, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.files = {
+            kind: sorted(
+                path for path in (data / "train" / kind).rglob("*") if path.suffix in (".flac", ".opus", ".ogg")
+            )
+            for kind in ("speech", "noise")
+        }
+
+    def segment(self, kind: str) -> np.ndarray:
+        """A second that is not silent."""
+        while True:
+            path = self.files[kind][self.rng.integers(len(self.files[kind]))]
+            with soundfile.SoundFile(path) as file:
+                if file.frames >= RATE and file.samplerate == RATE:
+                    file.seek(int(self.rng.integers(file.frames - RATE + 1)))
+                    signal = file.read(RATE, dtype="float32", always_2d=True)[:, 0]
+                    if signal.std() > 1e-3:
+                        return signal / signal.std()
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """Noisy and clean, ``[size, 1, RATE]``."""
+        clean = np.stack([self.segment("speech") for _ in range(size)])
+        noise = np.stack([self.segment("noise") for _ in range(size)])
+        gain = 10 ** (-self.rng.uniform(-5, 15, (size, 1)) / 20)
+        pair = clean + gain * noise, clean
+        return tuple(torch.from_numpy(0.1 * x.astype(np.float32)).unsqueeze(1) for x in pair)  # type: ignore[return-value]
+
+
+def si_sdr(found: Tensor, clean: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio of every item, in dB."""
+    found, clean = (x - x.mean(-1, keepdim=True) for x in (found, clean))
+    target = (found * clean).sum(-1, keepdim=True) / clean.square().sum(-1, keepdim=True) * clean
+    return 10 * (target.square().sum(-1) / (found - target).square().sum(-1).clamp(min=1e-8)).log10()
+
+
+def loss_fn(found: Tensor, clean: Tensor) -> Tensor:
+    """Minus SI-SDR."""
+    return -si_sdr(found, clean).mean()
+
+
+@torch.no_grad()
+def score(network: nn.Module, folder: Path) -> float:
+    """Mean SI-SDR over the validation mixtures, in dB."""
+    scores = []
+    for path in sorted((folder / "noisy").iterdir()):
+        noisy, clean = (
+            torch.from_numpy(soundfile.read(place / path.name, dtype="float32")[0][: 4 * RATE // 16 * 16]).view(
+                1, 1, -1
+            )
+            for place in (folder / "noisy", folder / "clean")
+        )
+        whole = noisy.shape[2] // 16 * 16
+        scores.append(float(si_sdr(network(noisy[..., :whole]), clean[..., :whole])))
+    return float(np.mean(scores))
+
+
+def main(
+    data: Path,
+    steps: Annotated[int, typer.Option(help="Of each of the two trainings, on the same mixtures.")] = 300,
+    batch: Annotated[int, typer.Option(help="Mixtures per step.")] = 4,
+) -> None:
+    """Train both networks and print what every width reaches."""
+    torch.manual_seed(0)
+    alone = ConvTasNet()
+    network = slimse.slimmify(copy.deepcopy(alone), torch.randn(1, 1, 1600))  # slims it
+    print(network.slimming)
+    mixtures = Mixtures(data, seed=0)
+    optimizers = [torch.optim.Adam(net.parameters(), 1e-3) for net in (alone, network)]
+    seconds = [0.0, 0.0]
+    for step in range(steps):
+        pair = mixtures.batch(batch)
+        for number, optimizer in enumerate(optimizers):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            # Of the second network, the sandwich rule trains all widths.
+            loss = sandwich(network, pair, loss_fn, distill=0) if number else loss_fn(alone(pair[0]), pair[1])
+            loss.backward()
+            nn.utils.clip_grad_norm_((alone, network)[number].parameters(), 5.0)
+            optimizer.step()
+            seconds[number] += time.perf_counter() - start
+        if step % 20 == 0:
+            print(f"step {step}: {loss.item():.2f}", flush=True)
+    folder = data / "valid" / "mixed"
+    print(f"\nSI-SDR in dB, first 4 s of each mixture of {folder}; noisy {score(nn.Identity(), folder):.2f}")
+    print(f"trained at full width alone: {score(alone, folder):.2f} ({seconds[0]:.0f} s)")
+    print(f"all widths of one network ({seconds[1]:.0f} s):")
+    for width in network.slimming.widths:
+        with slimse.at(width.uf):
+            print(f"UF {width.uf:<6g} {score(network, folder):6.2f}   {width.macs:,} MACs per 0.1 s")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,104 @@
+"""Exchanging the layers of a network: for slimmable ones, and for those of one width."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import SlimBatchNorm1d, SlimBatchNorm2d, SlimLayer
+from .context import Cuts, at, extract_parameters, give_uf, slice_parameters
+from .leaves import convert
+from .plan import Plan
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def apply(network: nn.Module, plan: Plan, *, ufs: tuple[float, ...], **options: Any) -> None:
+    """Make the layers of a plan slimmable, in place.
+
+    Args:
+        network: the one that the plan was made for, or a copy.
+        plan: what a UF cuts.
+        ufs: those that batch norms keep statistics of.
+        **options: attributes of every slimmable layer.
+    """
+    axes, layers = plan.axes(), dict(network.named_modules())
+    parameters: dict[str, Cuts] = {}
+    for name, sides in axes.items():
+        if name not in layers:
+            owner, _, parameter = name.rpartition(".")
+            ((axis, cut),) = sides.items()
+            parameters.setdefault(owner, {})[parameter] = (int(axis), cut)
+    for name, layer in layers.items():
+        # What comes into a batch norm has another distribution at every width, whether it is cut or not.
+        if name in axes or (type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d) and axes):
+            convert(layer, axes.get(name, {}), label=name, ufs=ufs, **options)
+            layer.register_forward_pre_hook(give_uf, with_kwargs=True)
+    for owner in {*parameters, *plan.counts}:
+        slice_parameters(layers[owner], parameters.get(owner, {}), plan.counts.get(owner, {}))
+
+
+def extract(network: Network, uf: float) -> Network:
+    """A copy of a slimmed network with the layers of one width alone, of `torch.nn` as before.
+
+    Attention with fewer heads than its features make is a `slimse.nn.SlimMultiheadAttention`: `torch.nn` has none.
+
+    Args:
+        network: made by `slimmify`.
+        uf: a number in (0, 1].
+    """
+    network = copy.deepcopy(network)
+    exchanged = {layer: layer.extract(uf) for layer in network.modules() if isinstance(layer, SlimLayer)}
+    for parent in list(network.modules()):
+        extract_parameters(parent, uf)
+        for name, child in list(parent.named_children()):
+            if child in exchanged:
+                setattr(parent, name, exchanged[child])
+    network = exchanged.get(network, network)  # type: ignore[call-overload]
+    network.__dict__.pop("slimming", None)
+    return network
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: Iterable[Any], ufs: Iterable[float] | None = None) -> None:
+    """Measure the statistics of every batch norm at every UF but 1, from a few batches of inputs.
+
+    Do it once after training, or before a network that was trained at full width alone runs at others.
+
+    Args:
+        network: made by `slimmify`.
+        batches: inputs of the network: tensors, or tuples of arguments.
+        ufs: those to measure; by default all that it was made for.
+
+    Raises:
+        ValueError: if the network has no batch norm with statistics per width, or there is no batch.
+    """
+    norms = [layer for layer in network.modules() if isinstance(layer, SlimBatchNorm1d | SlimBatchNorm2d)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        raise ValueError("the network has no batch norm with statistics per width")
+    chosen = tuple(norms[0].ufs if ufs is None else (uf for uf in ufs if uf != 1))
+    training, momenta = [module.training for module in network.modules()], [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_statistics(chosen)
+        norm.momentum = None
+        norm.training = True
+    seen = False
+    try:
+        for batch in batches:
+            seen = True
+            for uf in chosen:
+                with at(uf):
+                    network(*((batch,) if isinstance(batch, Tensor) else batch))
+    finally:
+        for module, mode in zip(network.modules(), training, strict=True):
+            module.training = mode
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    if not seen:
+        raise ValueError("batches is empty: expected at least one")
