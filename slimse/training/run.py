@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from ..checkpoint import load, save
 from ..models import PRESETS, RouterConfig, SlimDemucs
+from ..ops import check_backend
 from .config import TrainConfig
 from .data import TrainingData
 from .module import SlimmableTraining
@@ -53,6 +54,7 @@ def train(
     nodes: int = 1,
     device: str = "auto",
     minutes: float | None = None,
+    backend: str = "auto",
 ) -> Path:
     """Run a recipe, or go on with it where ``out`` holds a checkpoint of it.
 
@@ -70,12 +72,13 @@ def train(
         minutes: how long this part of the run may take, what comes before and after the steps included. The learning
             rate falls to zero at its end, wherever the recipe's steps would have ended, and there is a checkpoint for
             every minute (see `TimeBudget`).
+        backend: what runs the layers, see `slimse.ops`.
 
     Returns:
         The path of the weights.
 
     Raises:
-        ValueError: for an unknown device, or no time at all.
+        ValueError: for an unknown device or backend, or no time at all.
     """
     started = monotonic()
     if device not in DEVICES:
@@ -83,7 +86,11 @@ def train(
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes = {minutes}: expected more than 0")
     lightning.seed_everything(config.seed, workers=True, verbose=False)
+    check_backend(backend, "ieee")
     model = prepare(config, initial)
+    for layer in model.modules():
+        if backend != "auto" and hasattr(layer, "backend"):
+            layer.backend = backend
     module = SlimmableTraining(config, model)
     out.mkdir(parents=True, exist_ok=True)
     averaging = EMAWeightAveraging(decay=config.ema)

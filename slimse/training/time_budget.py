@@ -41,6 +41,17 @@ class TimeBudget(Callback):
         # No tail before the pace is known, wherever a run that goes on has got to.
         self._set_steps(trainer, pl_module, 100 * (self._step + self.FIRST))
 
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Stop in the middle of a part that turns out to take longer than the last one."""
+        trainer.should_stop = trainer.should_stop or monotonic() > self.end - self._reserve
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Fit the steps of the run, and the length of the next part, to the pace of the last one."""
         now, step = monotonic(), trainer.global_step
@@ -51,7 +62,7 @@ class TimeBudget(Callback):
         every = min(max(round(60 / pace), 1), max(left, 1))
         self.data.config = self.data.config.override(every=every)
         self._set_steps(trainer, pl_module, step + max(left, 1))
-        trainer.should_stop = left < 1
+        trainer.should_stop = trainer.should_stop or left < 1
 
     @staticmethod
     def _set_steps(trainer: lightning.Trainer, module: lightning.LightningModule, steps: int) -> None:
