@@ -13,7 +13,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A .toml file or a recipe of the package: backbone, router, joint, scratch, fixed, voicebank."
+            help="A .toml file or a recipe of the package: backbone, router, joint, scratch, fixed, gpu, voicebank."
         ),
     ],
     data: Annotated[

@@ -90,7 +90,7 @@ def train(
     model = prepare(config, initial)
     for layer in model.modules():
         if backend != "auto" and hasattr(layer, "backend"):
-            layer.backend = backend
+            setattr(layer, "backend", backend)  # noqa: B010 - modules type what is assigned
     module = SlimmableTraining(config, model)
     out.mkdir(parents=True, exist_ok=True)
     averaging = EMAWeightAveraging(decay=config.ema)
