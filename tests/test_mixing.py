@@ -2,17 +2,21 @@
 
 import csv
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
+from slimse.training.bank import Bank, load_devices, load_rooms
 from slimse.training.config import TrainConfig
 from slimse.training.data import TrainingData
 from slimse.training.held_out import held_out, held_out_noises, held_out_speakers, mixture, render
-from slimse.training.mixing import Bank, Mixer, Recipe, load_devices, load_rooms, rms, speech_level
+from slimse.training.mixing import Mixer, Recipe
+from slimse.training.rendering import NOISE, Renderer, collate, fast_size, rms, speech_level, white
 
 PLAIN = dict.fromkeys(
     ("clean", "noise_only", "babble", "coloured", "second_noise", "speed", "noise_speed", "backwards", "room"), 0.0
@@ -26,7 +30,7 @@ def write(path, audio, rate=16_000, **options):
 
 
 def mixer(speech, noise, *, rooms=(), devices=(), length=8000, **chances):
-    banks = (Bank([clip], [np.array([0])], np.ones(1)) for clip in (speech, noise))
+    banks = (Bank.of([clip], [np.array([0])], np.ones(1)) for clip in (speech, noise))
     return Mixer(*banks, rooms, length, 200, seed=1, recipe=Recipe(**{**PLAIN, **chances}), devices=devices)
 
 
@@ -47,7 +51,7 @@ def test_voices_are_drawn_alike_however_much_they_say_and_sets_have_weights(tmp_
     assert sorted(bank.weights) == pytest.approx([1 / 11] * 5 + [3 / 11] * 2)
     assert sorted(map(len, bank.groups)) == [1, 1, 1, 1, 1, 1, 2]
     left = Bank.load(tmp_path, 16_000, voices=True, exclude={"b", "unlabelled"})
-    assert len(left.clips) == 4 and len(left.groups) == 3
+    assert len(left.edges) == 5 and len(left.groups) == 3
     with pytest.raises(ValueError, match="set_weights"):
         Bank.load(tmp_path, 16_000, voices=True, set_weights={"many": -1.0})
     with pytest.raises(ValueError, match="more than 0"):
@@ -56,16 +60,20 @@ def test_voices_are_drawn_alike_however_much_they_say_and_sets_have_weights(tmp_
 
 def test_draws_follow_the_weights():
     ones, twos = (np.full(100, value, np.int16) for value in (1, 2))
-    bank = Bank([ones, twos], [np.array([0]), np.array([1])], np.array([0.2, 0.8]))
+    bank = Bank.of([ones, twos], [np.array([0]), np.array([1])], np.array([0.2, 0.8]))
     rng = np.random.default_rng(0)
-    drawn = [round(float(bank.draw(rng, 50)[0] * 32768)) for _ in range(400)]
+    drawn = [int(bank.samples[bank.draw(rng, 50)[0].source]) for _ in range(400)]
     assert np.mean(np.array(drawn) == 2) == pytest.approx(0.8, abs=0.05)
+    # What is short is followed by others after a pause.
+    pieces = bank.draw(rng, 20_000)
+    assert pieces[0].start == 0 and sum(piece.length for piece in pieces) == 100 * len(pieces)
+    assert all(1700 <= b.start - a.start < 8100 for a, b in pairwise(pieces))
 
 
 def test_what_peaks_above_full_scale_is_brought_down_whole(tmp_path):
     loud = 1.5 * np.sin(2 * np.pi * np.arange(1600) / 160)
     write(tmp_path / "a" / "b" / "loud.wav", loud, subtype="FLOAT")
-    (clip,) = Bank.load(tmp_path, 16_000).clips
+    clip = Bank.load(tmp_path, 16_000).samples.numpy()
     # Clipping would flatten the tops.
     assert np.abs(clip / 32767 - loud / 1.5).max() < 1e-3
 
@@ -117,6 +125,57 @@ def test_digital_silence_is_in_both_at_the_beginning_or_within(tones):
     assert 8 < leading < 32
 
 
+def test_a_batch_is_its_items(tones):
+    rooms = [np.exp(-np.arange(3000) / 400).astype(np.float32)]
+    names = ("babble", "coloured", "second_noise", "speed", "noise_speed", "backwards", "room", "device", "jump")
+    many = dict.fromkeys((*names, "offset", "silence", "equalise", "low_pass"), 0.4)
+    mix = mixer(*tones, rooms=rooms, devices=[np.float32([0.5, 1])], **{**many, "clean": 0.1, "noise_only": 0.1})
+    noisy, clean = mix.renderer(collate([mix.plan(index) for index in range(24)]))
+    assert noisy.shape == clean.shape == (24, 1, 8000)
+    for index in range(24):
+        for one, all_ in zip(mix[index], (noisy[index], clean[index]), strict=True):
+            assert (one - all_).norm() <= 1e-4 * one.norm()
+
+
+def test_recordings_are_played_at_other_speeds_backwards_and_no_further_than_they_go():
+    tone = np.sin(2 * np.pi * 0.05 * np.arange(30_000))
+    tone[:10_000] *= np.linspace(0, 1, 10_000)
+    mix = mixer(np.ones(100, np.int16), (32_000 * tone).astype(np.int16))
+    (track,) = [track for track in mix.plan(0).tracks if track.role == NOISE]
+    renderer = Renderer(mix.speech.samples, mix.noise.samples, [], [])
+
+    def played(**changes):
+        plan = mix.plan(0)._replace(tracks=[track._replace(**changes)])
+        batch = collate([plan])
+        return renderer._play(mix.noise.samples, batch, batch.source == NOISE)[0].numpy()
+
+    (piece,) = track.pieces
+    for speed in (0.67, 1.4):
+        heard = played(pieces=(piece._replace(source=12_000, length=16_000),), speed=speed)
+        ideal = 32_000 / 32_768 * np.sin(2 * np.pi * 0.05 * (12_000 + speed * np.arange(8000)))
+        assert rms((heard - ideal)[50:]) < 0.01 * rms(ideal)
+    forth, back = (played(backwards=backwards) for backwards in (False, True))
+    assert np.array_equal(forth, back[::-1])
+    assert np.array_equal(forth, mix.noise.samples[piece.source :][:8000].numpy() / 32768)
+    short = played(pieces=(piece._replace(source=12_000, length=500), piece._replace(start=1000, length=50)), speed=1.2)
+    assert short[:410].any() and short[850:870].any()
+    assert not short[425:825].any() and not short[890:].any()
+
+
+def test_hashed_noise_is_white_and_normal():
+    noise = white(torch.tensor([1, 2]), 50_000)
+    assert torch.equal(noise[1], white(torch.tensor([2]), 50_000)[0])
+    assert noise.mean().abs() < 0.01 and float(noise.std()) == pytest.approx(1, abs=0.01)
+    assert float((noise**4).mean()) == pytest.approx(3, abs=0.1)
+    assert float(torch.corrcoef(noise)[0, 1].abs()) < 0.02
+    assert float((noise[:, 1:] * noise[:, :-1]).mean().abs()) < 0.02
+
+
+def test_transforms_are_of_fast_sizes():
+    for least in (1000, 32_000, 33_000, 41_000):
+        assert least <= fast_size(least) <= 1.34 * least
+
+
 def test_recipes_set_the_weights_of_sets(tmp_path):
     (tmp_path / "mine.toml").write_text("[mixing]\nroom = 0.5\n[mixing.set_weights]\nmine = 2.5\n")
     assert TrainConfig.read(tmp_path / "mine.toml").mixing.set_weights == {"mine": 2.5}
@@ -144,15 +203,15 @@ def test_held_out_speakers_and_noises_are_not_trained_on(tmp_path):
         write(tmp_path / "noise" / name / "1.wav", value * np.ones(1600))
     source = TrainingData(tmp_path, None, TrainConfig(), 16_000)
     for bank in (source.speech, source.noise):
-        (clip,) = bank.clips
-        assert clip[0] == round(0.5 * 32767)
+        assert len(bank.samples) == 1600 and bank.samples[0] == round(0.5 * 32767)
 
 
 def test_held_out_mixtures_have_the_ratio_and_level_of_the_list(shared, tmp_path):
     for row in held_out()[::12]:
         noisy, clean = mixture(row, shared / "data")
         assert len(noisy) == len(clean) == round(row.seconds * 16_000)
-        assert 20 * np.log10(speech_level(clean) / rms(noisy - clean)) == pytest.approx(row.snr_db, abs=0.01)
+        snr = 20 * np.log10(float(speech_level(torch.from_numpy(clean))) / rms(noisy - clean))
+        assert snr == pytest.approx(row.snr_db, abs=0.01)
         level = 20 * np.log10(rms(noisy))
         assert level == pytest.approx(row.level_dbfs, abs=0.01) or np.abs([noisy, clean]).max() > 0.98
 

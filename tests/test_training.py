@@ -12,12 +12,16 @@ from slimse import PRESETS, SlimDemucs
 
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
+from slimse.training.bank import Bank, load_rooms
 from slimse.training.config import TrainConfig, recipe_names
+from slimse.training.data import TrainingData
 from slimse.training.losses import EnhancementLoss, PesqDistance
-from slimse.training.mixing import Bank, Mixer, Recipe, load_rooms, rms
+from slimse.training.mixing import Mixer, Recipe
 from slimse.training.module import SlimmableTraining, by_loudness, wandering
 from slimse.training.optimizer import MuonAdamW, orthogonalise
+from slimse.training.rendering import rms
 from slimse.training.run import train
+from slimse.training.time_budget import TimeBudget
 
 CONFIG = TrainConfig(
     preset="small",
@@ -118,22 +122,6 @@ def test_mixtures_keep_their_promises(data):
         assert level > recipe.level_low - 0.1 or noisy.abs().max() > 0.98
         kinds["noise only" if not clean.any() else "clean" if torch.equal(noisy, clean) else "mixed"] += 1
     assert min(kinds.values()) > 0
-
-
-def test_recorded_noise_is_played_backwards_and_at_other_speeds(data):
-    ramp = Bank([np.arange(30_000, dtype=np.int16)], [np.array([0])], np.ones(1))
-
-    def slope(**chances):
-        mix = Mixer(ramp, ramp, [], 8000, 1, seed=0, recipe=Recipe(**chances))
-        noise = mix._recorded(np.random.default_rng(3)) * 32768
-        assert len(noise) == 8000
-        return np.polyfit(np.arange(4000), noise[2000:6000], 1)[0]
-
-    assert slope(noise_speed=0, backwards=0) == pytest.approx(1, rel=1e-3)
-    assert slope(noise_speed=0, backwards=1) == pytest.approx(-1, rel=1e-3)
-    fast = slope(noise_speed=1, backwards=0)
-    assert 0.66 < fast < 1.51
-    assert abs(fast - 1) > 0.02
 
 
 def test_rooms_start_at_their_peak_and_keep_the_energy(data):
@@ -283,6 +271,52 @@ def test_training_resumes_exactly_and_writes_weights(data):
         assert torch.equal(tensor, other.state_dict()[name]), name
     log = (data / "whole" / "metrics.csv").read_text()
     assert "valid/si_sdr/0.125" in log
+
+
+def test_mixing_on_the_device_gives_what_the_loader_gives(data):
+    batches = []
+    for on_device in (False, True):
+        source = TrainingData(data / "train", None, CONFIG.override(batch=5), 16_000, mix_on_device=on_device)
+        source.trainer = types.SimpleNamespace(world_size=2, global_rank=1, global_step=3)
+        cpu = torch.device("cpu")
+        batches.append([source.transfer_batch_to_device(batch, cpu, 0) for batch in source.train_dataloader()])
+    assert len(batches[0]) == CONFIG.every
+    for one, other in zip(*batches, strict=True):
+        for signal, again in zip(one, other, strict=True):
+            assert signal.shape == (5, 1, 8000)
+            assert (signal - again).norm() <= 1e-4 * signal.norm()
+    with pytest.raises(ValueError, match="device = 'tpu'"):
+        train(CONFIG, data / "train", data / "tpu", None, progress=False, device="tpu")
+
+
+def test_a_run_of_some_minutes_ends_with_its_tail_and_goes_on(data, monkeypatch):
+    seconds = 0.0
+    step = SlimmableTraining.training_step
+
+    def half_a_second(*args):
+        nonlocal seconds
+        seconds += 0.5
+        return step(*args)
+
+    monkeypatch.setattr(SlimmableTraining, "training_step", half_a_second)
+    for module in ("run", "time_budget"):
+        monkeypatch.setattr(f"slimse.training.{module}.monotonic", lambda: seconds)
+    monkeypatch.setattr(TimeBudget, "FIRST", 2)
+    out, rates = data / "timed", []
+    update = MuonAdamW.step
+    monkeypatch.setattr(
+        MuonAdamW, "step", lambda self, **how: rates.append(self.param_groups[-1]["lr"]) or update(self, **how)
+    )
+    for part in (1, 2):
+        train(CONFIG, data / "train", out, None, progress=False, device="cpu", minutes=4 / 60)
+        # Seven steps fit, with what is kept back for the end; the recipe has six in all.
+        assert torch.load(out / "last.ckpt", weights_only=False)["global_step"] == 7 * part
+    for part in (rates[2:7], rates[9:14]):
+        assert part[0] == pytest.approx(CONFIG.rate) and part[-1] < 0.5 * part[0]
+        assert part == sorted(part, reverse=True)
+    assert slimse.load(out / "model.safetensors")
+    with pytest.raises(ValueError, match="minutes = 0"):
+        train(CONFIG, data / "train", out, None, progress=False, minutes=0)
 
 
 def test_steps_lower_the_loss():

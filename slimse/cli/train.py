@@ -13,7 +13,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A .toml file or a recipe of the package: backbone, router, joint, scratch, fixed, voicebank."
+            help="A .toml file or a recipe of the package: backbone, router, joint, scratch, fixed, gpu, voicebank."
         ),
     ],
     data: Annotated[
@@ -36,6 +36,13 @@ def train(
     ] = None,
     nodes: Annotated[int, typer.Option(help="Machines; start the command on each with torchrun.", min=1)] = 1,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and mixtures.")] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cuda or cpu. On a GPU, or if it is named, it mixes, too, not the workers.")
+    ] = "auto",
+    backend: Annotated[str, typer.Option(help="What runs the layers: auto, torch or triton.")] = "auto",
+    minutes: Annotated[
+        float | None, typer.Option(help="Train that long, with the learning rate's tail at the end, not --steps.")
+    ] = None,
 ) -> None:
     """Train a slimmable model on your own recordings, or go on with a run that was interrupted."""
     try:
@@ -52,6 +59,16 @@ def train(
     )
     initial = load(init).requires_grad_(True) if init else None
     weights = run(
-        config, data, out, valid, initial, progress=sys.stderr.isatty(), devices=devices or "auto", nodes=nodes
+        config,
+        data,
+        out,
+        valid,
+        initial,
+        progress=sys.stderr.isatty(),
+        devices=devices or "auto",
+        nodes=nodes,
+        device=device,
+        minutes=minutes,
+        backend=backend,
     )
     rank_zero_only(print)(f"weights: {weights}")

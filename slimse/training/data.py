@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import lightning
 import numpy as np
@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..audio.files import read_mono
 from ..evaluation.evaluate import Pair as FilePair
 from ..evaluation.evaluate import find_pairs
+from .bank import Bank, load_devices, load_rooms
 from .config import TrainConfig
 from .held_out import held_out_noises, held_out_speakers
-from .mixing import Bank, Mixer, load_devices, load_rooms
+from .mixing import Mixer
+from .rendering import Batch, Plan, Renderer, collate
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -86,6 +88,21 @@ class PairSegments(Dataset[Pair]):
         return noisy, clean
 
 
+class Plans(Dataset[Plan]):
+    """What the items of a mixer are made of, for a device to render."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        self.mixer = mixer
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.mixer)
+
+    def __getitem__(self, index: int) -> Plan:
+        """Plan of item ``index``."""
+        return self.mixer.plan(index)
+
+
 class TrainingData(lightning.LightningDataModule):
     """Dynamic mixtures of ``data/speech``, ``data/noise`` and ``data/rir`` (see `Mixer`), or recorded pairs.
 
@@ -97,14 +114,19 @@ class TrainingData(lightning.LightningDataModule):
         valid: folder with ``noisy`` and ``clean`` to watch; None watches the pairs of ``config.valid_speakers``.
         config: of the run.
         sample_rate: Hz.
+        mix_on_device: mix where the model trains, the recordings in its memory; the loader's processes draw what to mix
+            and no more. Otherwise they mix as well. Recorded pairs know no difference.
 
     Raises:
         ValueError: for a folder with neither, or pairs that are all of the watched speakers.
     """
 
-    def __init__(self, data: Path, valid: Path | None, config: TrainConfig, sample_rate: int) -> None:
+    def __init__(
+        self, data: Path, valid: Path | None, config: TrainConfig, sample_rate: int, mix_on_device: bool = False
+    ) -> None:
         super().__init__()
-        self.config, self.sample_rate = config, sample_rate
+        self.config, self.sample_rate, self.mix_on_device = config, sample_rate, mix_on_device
+        self._renderer: Renderer | None = None
         held = tuple(f"{speaker}_" for speaker in config.valid_speakers)
         pairs = training_pairs(data)
         self.pairs = [pair for pair in pairs if not Path(pair.name).name.startswith(held)]
@@ -144,10 +166,21 @@ class TrainingData(lightning.LightningDataModule):
         processes, rank = self.trainer.world_size, self.trainer.global_rank
         size = config.batch * processes * config.every
         items = self.items(self.trainer.global_step * config.batch * processes, size, config.seed, config.seconds)
-        part = Subset(items, range(rank, size, processes))
+        planned = self.mix_on_device and isinstance(items, Mixer)
+        part: Subset[Any] = Subset(Plans(items) if planned else items, range(rank, size, processes))  # type: ignore[arg-type]
         # A fork of a process with threads may never come to life: better an error, after which the run can go on.
         patience = 300 if config.workers else 0
-        return DataLoader(part, batch_size=config.batch, num_workers=config.workers, timeout=patience)
+        join = collate if planned else None
+        return DataLoader(part, batch_size=config.batch, num_workers=config.workers, timeout=patience, collate_fn=join)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move pairs of signals, and make signals of plans."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if self._renderer is None or self._renderer.device != device:
+            banks = self.speech.samples, self.noise.samples
+            self._renderer = Renderer(*banks, self.rooms, self.devices, device)
+        return self._renderer(batch)
 
     def val_dataloader(self) -> DataLoader[Pair] | list[DataLoader[Pair]]:
         """The fixed pairs, one at a time."""

@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 
 from ..audio.files import read_mono
-from .mixing import Signal, rms, speech_level
+from .bank import Signal
+from .rendering import rms, speech_level
 
 SAMPLE_RATE = 16_000
 
@@ -86,7 +88,8 @@ def mixture(row: HeldOut, data: Path) -> tuple[Signal, Signal]:
     if len(clean) < count:
         raise ValueError(f"{row.speech} has {len(speech)} samples: expected {start + count} or more")
     noise = np.resize(noise[round(row.noise_start * SAMPLE_RATE) :], count)
-    noisy = clean + noise * np.float32(speech_level(clean) / rms(noise) / 10 ** (row.snr_db / 20))
+    loud = float(speech_level(torch.from_numpy(clean)))
+    noisy = clean + noise * np.float32(loud / rms(noise) / 10 ** (row.snr_db / 20))
     gain = min(10 ** (row.level_dbfs / 20) / rms(noisy), 0.99 / max(np.abs(noisy).max(), np.abs(clean).max()))
     return noisy * np.float32(gain), clean * np.float32(gain)
 

@@ -1,168 +1,22 @@
 """Dynamic mixing: an endless, seeded supply of noisy and clean speech from folders of recordings.
 
 Every item is a function of ``(seed, index)`` alone, so a run that is interrupted goes on with exactly the items it
-would have seen, on any number of worker processes.
+would have seen, on any number of worker processes. What an item is made of is drawn here, as plain numbers; `Renderer`
+makes signals of it, on any device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
-import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Signal = NDArray[np.float32]
-UNLABELLED = "unlabelled"
-"""Folder of files whose speakers are not known."""
-DEVICES = "device"
-"""Folder of impulse responses of loudspeakers and microphones, which colour and do not reverberate."""
-AUDIO_SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Recordings held in memory as 16-bit integers, drawn by voice.
-
-    The layout is ``set/voice/file``: sets are the folders directly below the bank's, voices the folders below a set.
-    A file that lies in no voice's folder, or in one named ``unlabelled``, is a voice of its own. Noise has sets only.
-    """
-
-    clips: list[NDArray[np.int16]]
-    groups: list[NDArray[np.int64]]
-    """Per voice (or set), indices into ``clips``."""
-    weights: NDArray[np.float64]
-    """Per group, the share of the draws that begin with it."""
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        sample_rate: int,
-        *,
-        voices: bool = False,
-        set_weights: Mapping[str, float] | None = None,
-        exclude: Collection[str] = (),
-    ) -> Bank:
-        """Read all audio below ``folder`` (mono: the first channel), resampled to ``sample_rate``.
-
-        Args:
-            folder: of the files.
-            sample_rate: Hz.
-            voices: draw voices, each as often as any other. Otherwise draw sets, in proportion to the root of their
-                length times their number of folders.
-            set_weights: factor on the draws of a set, by its name; 1 where it has none.
-            exclude: names of folders to leave out, whatever their set.
-
-        Raises:
-            ValueError: if there is no audio, or a weight is negative.
-        """
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-        files = [path for path in files if not set(path.relative_to(folder).parts[:-1]) & set(exclude)]
-        if not files:
-            raise ValueError(f"no audio files below {folder}")
-        with ThreadPoolExecutor() as pool:
-            clips = list(pool.map(partial(_read_int16, sample_rate=sample_rate), files))
-        parts = [path.relative_to(folder).parts for path in files]
-        sets = [names[0] if len(names) > 1 else "" for names in parts]
-        keys = [_voice(names) for names in parts] if voices else sets
-        members: dict[str, list[int]] = {}
-        for index, key in enumerate(keys):
-            members.setdefault(key, []).append(index)
-        groups = [np.array(members[key]) for key in sorted(members)]
-        weights = np.ones(len(groups))
-        if not voices:
-            lengths = [sum(len(clips[i]) for i in group) for group in groups]
-            folders = [len({files[i].parent for i in group}) for group in groups]
-            weights = np.sqrt(np.array(lengths, dtype=np.float64) * folders)
-        factors = dict(set_weights or {})
-        if any(not factor >= 0 for factor in factors.values()):
-            raise ValueError(f"set_weights = {factors}: expected numbers of 0 or more")
-        weights = weights * [factors.get(sets[group[0]], 1.0) for group in groups]
-        if not weights.sum() > 0:
-            raise ValueError(f"set_weights = {factors}: expected a set of {sorted(set(sets))} with more than 0")
-        return cls(clips, groups, weights / weights.sum())
-
-    def draw(self, rng: Generator, length: int) -> Signal:
-        """A random stretch of ``length`` samples, out of one group; short clips follow each other after a pause."""
-        group = self.groups[min(int(np.searchsorted(self._edges, rng.random(), "right")), len(self.groups) - 1)]
-        out = np.zeros(length, dtype=np.float32)
-        filled = 0
-        while filled < length:
-            clip = self.clips[group[rng.integers(len(group))]]
-            start = rng.integers(max(len(clip) - length, 0) + 1) if filled == 0 else 0
-            piece = clip[start : start + length - filled]
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece) + int(rng.integers(1600, 8000))
-        return np.float32(1 / 32768) * out
-
-    @cached_property
-    def _edges(self) -> NDArray[np.float64]:
-        return np.cumsum(self.weights)
-
-
-def _voice(parts: tuple[str, ...]) -> str:
-    """Name of the voice of a file, from the parts of its path below the bank's folder."""
-    return "/".join(parts if len(parts) < 3 or UNLABELLED in parts else parts[:-1])
-
-
-def _read_int16(path: Path, sample_rate: int) -> NDArray[np.int16]:
-    """The first channel; what peaks above full scale, as Ogg Opus may, is brought down to it."""
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    audio = audio[:, 0] if rate == sample_rate else soxr.resample(audio[:, 0], rate, sample_rate)
-    peak = float(np.abs(audio).max(initial=0))
-    return np.round(audio * (32767 / max(peak, 1.0))).astype(np.int16)
-
-
-def rms(x: Signal) -> float:
-    """Root mean square."""
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-
-
-def speech_level(x: Signal) -> float:
-    """RMS of the louder of twenty pieces, at most 20 dB below the loudest: pauses must not make the noise quiet."""
-    pieces = np.sqrt(np.mean(np.square(x[: len(x) // 20 * 20].reshape(20, -1)), axis=1))
-    return float(np.sqrt(np.mean(np.square(pieces[pieces >= 0.1 * pieces.max()]))))
-
-
-def _filter(x: Signal, response: NDArray[np.float32]) -> Signal:
-    """Apply a magnitude response given at ``len(response)`` equal steps from 0 Hz to half the rate (zero phase)."""
-    spectrum = np.fft.rfft(x)
-    grid = np.linspace(0, len(response) - 1, len(spectrum))
-    return np.fft.irfft(spectrum * np.interp(grid, np.arange(len(response)), response), len(x)).astype(np.float32)
-
-
-def _equalise(rng: Generator, x: Signal) -> Signal:
-    """A random tone colour of up to 8 dB either way: a knot per octave, of the eight below half the rate."""
-    gains = rng.uniform(-8, 8, 9)
-    bins = np.linspace(0, 1, 513)[1:]
-    octaves = np.interp(np.log2(bins), np.arange(-8, 1), gains)
-    return _filter(x, (10 ** (np.concatenate([octaves[:1], octaves]) / 20)).astype(np.float32))
-
-
-def _convolve(x: Signal, response: Signal) -> Signal:
-    size = len(x) + len(response) - 1
-    size = 1 << (size - 1).bit_length()
-    return np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[: len(x)].astype(np.float32)
-
-
-def _coloured(rng: Generator, length: int) -> Signal:
-    """Noise with a spectrum of 1 / f^a, a from 0 (white) to 2 (brown), slowly modulated."""
-    spectrum = np.fft.rfft(rng.standard_normal(length))
-    frequency = np.maximum(np.fft.rfftfreq(length), 1 / 512)
-    noise = np.fft.irfft(spectrum * frequency ** (-rng.uniform(0, 1)), length)
-    knots = 10 ** (rng.uniform(-8, 8, 8) / 20)
-    return (noise * np.interp(np.linspace(0, 7, length), np.arange(8), knots)).astype(np.float32)
-
+from .bank import Bank, Signal
+from .rendering import NOISE, OCTAVES, SPEECH, SYNTHETIC, Plan, Renderer, Track, collate
 
 SET_WEIGHTS = {"librispeech_tc100": 7.0, "picovoice_s2i": 0.2, "picovoice_wakeword": 0.2}
 """Of the sets of speech that the bundled weights are trained on. Read speech, with 223 of some 3,000 voices, makes a
@@ -215,13 +69,13 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
     Args:
         speech, noise: banks to draw from.
         rooms: room impulse responses, possibly empty.
-        devices: impulse responses of microphones and loudspeakers, possibly empty.
         length: samples per segment.
         size: number of items.
         seed: of the run.
         offset: index of the first item (how many a resumed run has used up).
         sample_rate: Hz.
         recipe: chances and ranges.
+        devices: impulse responses of microphones and loudspeakers, possibly empty.
     """
 
     def __init__(
@@ -241,6 +95,7 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
         self.length, self.size, self.seed, self.offset = length, size, seed, offset
         self.sample_rate = sample_rate
         self.recipe = recipe or Recipe()
+        self.renderer = Renderer(speech.samples, noise.samples, rooms, devices)
 
     def __len__(self) -> int:
         """Number of items."""
@@ -248,120 +103,96 @@ class Mixer(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Item ``index``, counted from ``offset``."""
+        noisy, clean = self.renderer(collate([self.plan(index)]))
+        return noisy[0], clean[0]
+
+    def plan(self, index: int) -> Plan:
+        """What item ``index`` is made of."""
         rng = np.random.default_rng([self.seed, self.offset + index])
-        noisy, clean = self.mix(rng)
-        return torch.from_numpy(noisy)[None], torch.from_numpy(clean)[None]
-
-    def mix(self, rng: Generator) -> tuple[Signal, Signal]:
-        """One noisy and clean segment from the draws of ``rng``."""
-        recipe = self.recipe
+        recipe, length = self.recipe, self.length
         kind = rng.random()
-        speech, noise = self._speech(rng), self._noise(rng)
+        tracks = [self._speech(rng), *self._noise(rng)]
+        edge = float("inf")
         if rng.random() < recipe.low_pass:
-            steps = 32
-            edge = rng.uniform(3000, 7000) / (self.sample_rate / 2) * steps
-            response = np.clip(edge - np.arange(steps + 1), 0, 1).astype(np.float32)
-            speech, noise = _filter(speech, response), _filter(noise, response)
+            edge = float(rng.uniform(3000, 7000)) / (self.sample_rate / 2)
+        speech_device = noise_device = -1
         if self.devices and rng.random() < recipe.device:
-            response = self.devices[int(rng.integers(len(self.devices)))]
-            speech = _convolve(speech, response)
-            if rng.random() < 0.5:
-                noise = _convolve(noise, response)
-        if kind < recipe.clean:
-            noise = np.zeros_like(noise)
-        elif kind < recipe.clean + recipe.noise_only:
-            speech = np.zeros_like(speech)
-        else:
-            snr = rng.uniform(recipe.snr_low, recipe.snr_high)
-            noise *= speech_level(speech) / max(rms(noise), 1e-6) / 10 ** (snr / 20)
-        noisy = speech + noise
-        gain = 10 ** (rng.uniform(recipe.level_low, recipe.level_high) / 20) / max(rms(noisy), 1e-6)
-        gain = min(gain, 0.99 / max(float(np.abs(noisy).max()), 1e-6))
-        noisy, speech = noisy * np.float32(gain), speech * np.float32(gain)
-        self._spoil(rng, noisy, speech)
-        return noisy, speech
-
-    def _spoil(self, rng: Generator, noisy: Signal, clean: Signal) -> None:
-        """Add a constant offset to ``noisy`` and cut digital silence into both, in place, by chance."""
-        if rng.random() < self.recipe.offset:
-            room = 0.99 - float(np.abs(noisy).max())
-            noisy += rng.choice((-1, 1)) * min(rms(noisy) * 10 ** (rng.uniform(-20, 10) / 20), max(room, 0.0))
-        if rng.random() < self.recipe.silence:
+            speech_device = int(rng.integers(len(self.devices)))
+            noise_device = speech_device if rng.random() < 0.5 else -1
+        devices = (speech_device, *(noise_device for _ in tracks[1:]))
+        jump = (0, 0, 1.0)
+        if rng.random() < recipe.jump:
+            count = int(rng.uniform(0.5, 1.5) * self.sample_rate)
+            start = int(rng.integers(max(length - count, 1)))
+            jump = (start, start + count, float(10 ** (-rng.uniform(6, 15) / 20)))
+        snr, level = rng.uniform(recipe.snr_low, recipe.snr_high), rng.uniform(recipe.level_low, recipe.level_high)
+        offset = 0.0
+        if rng.random() < recipe.offset:
+            offset = float(rng.choice((-1, 1)) * 10 ** (rng.uniform(-20, 10) / 20))
+        silence = (0, 0)
+        if rng.random() < recipe.silence:
             leading = rng.random() < 0.5
-            count = int(self.length * rng.uniform(0.02, 1 / 2 if leading else 1 / 3))
-            start = 0 if leading else int(rng.integers(self.length - count))
-            noisy[start : start + count] = clean[start : start + count] = 0
+            count = int(length * rng.uniform(0.02, 1 / 2 if leading else 1 / 3))
+            start = 0 if leading else int(rng.integers(length - count))
+            silence = (start, start + count)
+        return Plan(
+            length=length,
+            tracks=[track._replace(edge=edge, device=device) for track, device in zip(tracks, devices, strict=True)],
+            has_speech=not recipe.clean <= kind < recipe.clean + recipe.noise_only,
+            has_noise=kind >= recipe.clean,
+            snr=float(snr),
+            level=float(level),
+            jump=jump,
+            offset=offset,
+            silence=silence,
+        )
 
-    def _speech(self, rng: Generator) -> Signal:
+    def _speech(self, rng: Generator) -> Track:
         recipe = self.recipe
-        speech = self._played(self.speech, rng, rng.uniform(0.88, 1.14) if rng.random() < recipe.speed else 1.0)
+        track = self._played(SPEECH, rng, rng.uniform(0.88, 1.14) if rng.random() < recipe.speed else 1.0)
         if rng.random() < recipe.equalise:
-            speech = _equalise(rng, speech)
-        if self.rooms and rng.random() < recipe.room:
-            speech = _convolve(speech, self.rooms[int(rng.integers(len(self.rooms)))])
-        return speech
+            track = track._replace(gains=self._tone(rng))
+        return track._replace(room=self._room(rng, recipe.room))
 
-    def _played(self, bank: Bank, rng: Generator, speed: float) -> Signal:
-        """A stretch of ``bank``, ``speed`` times as fast."""
-        if speed == 1:
-            return bank.draw(rng, self.length)
-        drawn = bank.draw(rng, int(self.length * speed) + 64)
-        return soxr.resample(drawn, self.sample_rate * speed, self.sample_rate, quality="LQ")[: self.length]
-
-    def _recorded(self, rng: Generator) -> Signal:
-        """A stretch of noise."""
-        speed = 1.5 ** rng.uniform(-1, 1) if rng.random() < self.recipe.noise_speed else 1.0
-        noise = self._played(self.noise, rng, speed)
-        return noise[::-1] if rng.random() < self.recipe.backwards else noise
-
-    def _noise(self, rng: Generator) -> Signal:
+    def _noise(self, rng: Generator) -> list[Track]:
         recipe = self.recipe
         kind = rng.random()
         if kind < recipe.babble:
-            talkers = [self.speech.draw(rng, self.length) for _ in range(rng.integers(3, 7))]
-            noise: Signal = np.stack([talker / max(rms(talker), 1e-6) for talker in talkers]).sum(axis=0)
-            if self.rooms and rng.random() < 0.5:
-                noise = _convolve(noise, self.rooms[int(rng.integers(len(self.rooms)))])
+            tracks = [self._played(SPEECH, rng, 1.0)._replace(role=NOISE) for _ in range(rng.integers(3, 7))]
+            room = self._room(rng, 0.5)
+            tracks = [track._replace(room=room) for track in tracks]
         elif kind < recipe.babble + recipe.coloured:
-            noise = _coloured(rng, self.length)
+            # A spectrum of 1 / f^a in amplitude, a from 0 (white) to 1 (brown), slowly modulated.
+            knots = tuple(10 ** (rng.uniform(-8, 8, 8) / 20))
+            tracks = [
+                Track(SYNTHETIC, NOISE, (), tilt=float(rng.uniform(0, 1)), seed=int(rng.integers(2**62)), knots=knots)
+            ]
         else:
-            noise = self._recorded(rng)
+            tracks = [self._recorded(rng)]
         if rng.random() < recipe.second_noise:
-            other = self._recorded(rng)
-            noise = noise / max(rms(noise), 1e-6) + other / max(rms(other), 1e-6) * rng.uniform(0.1, 1)
+            weight = float(rng.uniform(0.1, 1)) * len(tracks) ** 0.5
+            tracks.append(self._recorded(rng)._replace(weight=weight))
         if rng.random() < recipe.equalise:
-            noise = _equalise(rng, noise)
-        if rng.random() < recipe.jump:
-            count = int(rng.uniform(0.5, 1.5) * self.sample_rate)
-            start = int(rng.integers(max(self.length - count, 1)))
-            noise = noise.copy()
-            noise[start : start + count] *= 10 ** (-rng.uniform(6, 15) / 20)
-        return np.asarray(noise, dtype=np.float32)
+            gains = self._tone(rng)
+            tracks = [track._replace(gains=gains) for track in tracks]
+        return tracks
 
+    def _recorded(self, rng: Generator) -> Track:
+        """A stretch of noise."""
+        speed = 1.5 ** rng.uniform(-1, 1) if rng.random() < self.recipe.noise_speed else 1.0
+        return self._played(NOISE, rng, speed)._replace(backwards=bool(rng.random() < self.recipe.backwards))
 
-def load_rooms(folder: Path, sample_rate: int, seconds: float = 1.0) -> list[Signal]:
-    """Room impulse responses below ``folder`` but those of `DEVICES`.
+    def _played(self, source: int, rng: Generator, speed: float) -> Track:
+        """A stretch of a bank, ``speed`` times as fast."""
+        bank = self.speech if source == SPEECH else self.noise
+        pieces = bank.draw(rng, self.length if speed == 1 else int(self.length * speed) + 2)
+        return Track(source, SPEECH if source == SPEECH else NOISE, tuple(pieces), speed=float(speed))
 
-    They start at their peak, have unit energy, and are at most ``seconds`` long. Empty if there are none.
-    """
-    rooms = []
-    for response in _responses(folder, sample_rate, exclude=(DEVICES,)):
-        response = response[int(np.abs(response).argmax()) :][: int(seconds * sample_rate)]
-        response *= np.linspace(1, 0, len(response), dtype=np.float32)
-        rooms.append(response / np.linalg.norm(response))
-    return rooms
+    def _room(self, rng: Generator, chance: float) -> int:
+        """Number of a room, or -1."""
+        return int(rng.integers(len(self.rooms))) if self.rooms and rng.random() < chance else -1
 
-
-def load_devices(folder: Path, sample_rate: int, seconds: float = 0.1) -> list[Signal]:
-    """Impulse responses of loudspeakers and microphones below ``folder / DEVICES``, of unit energy.
-
-    What comes before the peak is a part of the colour, so it is kept: signals come up to some milliseconds later.
-    """
-    found = [response[: int(seconds * sample_rate)] for response in _responses(folder / DEVICES, sample_rate)]
-    return [response / np.linalg.norm(response) for response in found]
-
-
-def _responses(folder: Path, sample_rate: int, exclude: Collection[str] = ()) -> list[Signal]:
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    kept = sorted(path for path in files if not set(path.relative_to(folder).parts[:-1]) & set(exclude))
-    return [_read_int16(path, sample_rate).astype(np.float32) for path in kept]
+    @staticmethod
+    def _tone(rng: Generator) -> tuple[float, ...]:
+        """A random tone colour of up to 8 dB either way: dB at a knot per octave."""
+        return tuple(rng.uniform(-8, 8, OCTAVES))

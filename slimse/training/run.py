@@ -6,6 +6,7 @@ import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import lightning
 import torch
@@ -14,13 +15,16 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from ..checkpoint import load, save
 from ..models import PRESETS, RouterConfig, SlimDemucs
+from ..ops import check_backend
 from .config import TrainConfig
 from .data import TrainingData
 from .module import SlimmableTraining
 from .optimizer import multiplies_bf16
 from .routing import calibrate
 from .table import TableLogger
+from .time_budget import TimeBudget
 
+DEVICES = ("auto", "cpu", "cuda")
 _CALIBRATION_ITEMS = 240
 
 
@@ -48,6 +52,9 @@ def train(
     progress: bool = True,
     devices: int | str = "auto",
     nodes: int = 1,
+    device: str = "auto",
+    minutes: float | None = None,
+    backend: str = "auto",
 ) -> Path:
     """Run a recipe, or go on with it where ``out`` holds a checkpoint of it.
 
@@ -60,27 +67,52 @@ def train(
         progress: show a progress bar.
         devices: processes per machine, one per GPU or so many on the CPU; several train in step (DDP).
         nodes: machines, each of which runs this, as started by ``torchrun``.
+        device: ``"auto"``, ``"cuda"`` or ``"cpu"``. On a GPU, and where one of the last two is given, mixing runs on
+            the device, too; else the loader's processes mix.
+        minutes: how long this part of the run may take, what comes before and after the steps included. The learning
+            rate falls to zero at its end, wherever the recipe's steps would have ended, and there is a checkpoint for
+            every minute (see `TimeBudget`).
+        backend: what runs the layers, see `slimse.ops`.
 
     Returns:
         The path of the weights.
+
+    Raises:
+        ValueError: for an unknown device or backend, or no time at all.
     """
+    started = monotonic()
+    if device not in DEVICES:
+        raise ValueError(f"device = {device!r}: expected one of {DEVICES}")
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes = {minutes}: expected more than 0")
     lightning.seed_everything(config.seed, workers=True, verbose=False)
+    check_backend(backend, "ieee")
     model = prepare(config, initial)
+    for layer in model.modules():
+        if backend != "auto" and hasattr(layer, "backend"):
+            setattr(layer, "backend", backend)  # noqa: B010 - modules type what is assigned
     module = SlimmableTraining(config, model)
     out.mkdir(parents=True, exist_ok=True)
     averaging = EMAWeightAveraging(decay=config.ema)
     checkpoint = out / "last.ckpt"
     # One file, replaced after every `config.every` steps.
     last = ModelCheckpoint(dirpath=out, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    callbacks = [averaging, last, LearningRateMonitor("step")]
+    mix_on_device = device != "auto" or torch.cuda.is_available()
+    source = TrainingData(data, valid, config, model.config.sample_rate, mix_on_device)
+    if minutes is not None:
+        # Before the checkpoint, which is to see what it decided.
+        callbacks.insert(0, TimeBudget(source, started + 60 * minutes - monotonic()))
     trainer = lightning.Trainer(
         default_root_dir=out,
+        accelerator=device,
         devices=devices,
         num_nodes=nodes,
-        max_steps=config.steps,
+        max_steps=config.steps if minutes is None else -1,
         max_epochs=-1,
         precision=_precision(config.precision),  # type: ignore[arg-type]
         gradient_clip_val=config.clip,
-        callbacks=[averaging, last, LearningRateMonitor("step")],
+        callbacks=callbacks,
         logger=_loggers(out, resume=checkpoint.exists()),
         log_every_n_steps=min(25, config.every),
         reload_dataloaders_every_n_epochs=1,
@@ -90,7 +122,6 @@ def train(
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
-    source = TrainingData(data, valid, config, model.config.sample_rate)
     trainer.fit(
         module,
         datamodule=source,
@@ -105,7 +136,7 @@ def train(
             # Longer than segments of training: routers need a second to know a noise, and most sound is longer.
             items = source.items(0, _CALIBRATION_ITEMS, config.seed + 1, 2 * config.seconds)
             calibrate(model, torch.stack([items[index][0] for index in range(_CALIBRATION_ITEMS)]))
-        save(model, weights, notes={"training": config.to_dict()})
+        save(model, weights, notes={"training": module.config.to_dict()})
     return weights
 
 
