@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..audio.files import read_mono
 from ..evaluation.evaluate import Pair as FilePair
 from ..evaluation.evaluate import find_pairs
+from ..processes import end_with_parent
 from .config import TrainConfig
 from .held_out import held_out_noises, held_out_speakers
 from .mixing import Bank, Mixer, load_devices, load_rooms
@@ -25,6 +26,10 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 
 _PAIR_FOLDERS = (("noisy_trainset_28spk_wav", "clean_trainset_28spk_wav"), ("noisy", "clean"))
 """Sub-folders of pairs: those of VoiceBank+DEMAND as it is distributed, and plain names."""
+
+
+def _start_worker(number: int) -> None:
+    end_with_parent()
 
 
 def training_pairs(data: Path) -> list[FilePair]:
@@ -147,7 +152,13 @@ class TrainingData(lightning.LightningDataModule):
         part = Subset(items, range(rank, size, processes))
         # A fork of a process with threads may never come to life: better an error, after which the run can go on.
         patience = 300 if config.workers else 0
-        return DataLoader(part, batch_size=config.batch, num_workers=config.workers, timeout=patience)
+        return DataLoader(
+            part,
+            batch_size=config.batch,
+            num_workers=config.workers,
+            timeout=patience,
+            worker_init_fn=_start_worker if config.workers else None,
+        )
 
     def val_dataloader(self) -> DataLoader[Pair] | list[DataLoader[Pair]]:
         """The fixed pairs, one at a time."""

@@ -6,6 +6,7 @@ would have seen, on any number of worker processes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ..audio.files import open_sound
 
 Signal = NDArray[np.float32]
 UNLABELLED = "unlabelled"
@@ -64,14 +67,20 @@ class Bank:
             exclude: names of folders to leave out, whatever their set.
 
         Raises:
-            ValueError: if there is no audio, or a weight is negative.
+            ValueError: if there is no audio, or a weight is negative. A file that cannot be read is left out, with a
+                warning that names it.
         """
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
         files = [path for path in files if not set(path.relative_to(folder).parts[:-1]) & set(exclude)]
+        with ThreadPoolExecutor() as pool:
+            read = list(zip(files, pool.map(partial(_readable, sample_rate=sample_rate), files), strict=True))
+        for _, clip in read:
+            if isinstance(clip, ValueError):
+                warnings.warn(f"left out of the training: {clip}", stacklevel=2)
+        files = [path for path, clip in read if not isinstance(clip, ValueError)]
+        clips = [clip for _, clip in read if not isinstance(clip, ValueError)]
         if not files:
             raise ValueError(f"no audio files below {folder}")
-        with ThreadPoolExecutor() as pool:
-            clips = list(pool.map(partial(_read_int16, sample_rate=sample_rate), files))
         parts = [path.relative_to(folder).parts for path in files]
         sets = [names[0] if len(names) > 1 else "" for names in parts]
         keys = [_voice(names) for names in parts] if voices else sets
@@ -115,9 +124,27 @@ def _voice(parts: tuple[str, ...]) -> str:
     return "/".join(parts if len(parts) < 3 or UNLABELLED in parts else parts[:-1])
 
 
+def _readable(path: Path, sample_rate: int) -> NDArray[np.int16] | ValueError:
+    """As `_read_int16`, or what is wrong with the file."""
+    try:
+        return _read_int16(path, sample_rate)
+    except ValueError as error:
+        return error
+
+
 def _read_int16(path: Path, sample_rate: int) -> NDArray[np.int16]:
-    """The first channel; what peaks above full scale, as Ogg Opus may, is brought down to it."""
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    """The first channel; what peaks above full scale, as Ogg Opus may, is brought down to it.
+
+    Raises:
+        ValueError: for a file that cannot be read, or without finite samples; the message names it.
+    """
+    try:
+        with open_sound(path) as file:
+            audio, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: damaged: {error.error_string.strip()}") from error
+    if not len(audio) or not np.isfinite(audio).all():
+        raise ValueError(f"{path}: expected finite samples, 1 or more")
     audio = audio[:, 0] if rate == sample_rate else soxr.resample(audio[:, 0], rate, sample_rate)
     peak = float(np.abs(audio).max(initial=0))
     return np.round(audio * (32767 / max(peak, 1.0))).astype(np.int16)
