@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -196,6 +196,10 @@ SET_WEIGHTS = {"librispeech_tc100": 7.0, "picovoice_s2i": 0.2, "picovoice_wakewo
 third of the draws; files of few speakers without labels count less."""
 
 
+_NO_CHANCES = ("snr_low", "snr_high", "level_low", "level_high", "set_weights")
+"""Fields of a `Recipe` that are no chances."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Chances and ranges of the mixing. Levels in dB, chances per item."""
@@ -234,6 +238,21 @@ class Recipe:
     equalise: float = 0.3
     low_pass: float = 0.08
     """Speech and noise band-limited to 3 to 7 kHz."""
+
+    def __post_init__(self) -> None:
+        """Check that chances are chances, and ranges rise."""
+        for low, high in (("snr_low", "snr_high"), ("level_low", "level_high")):
+            if not getattr(self, low) <= getattr(self, high):
+                raise ValueError(
+                    f"mixing.{low} = {getattr(self, low)!r}, mixing.{high} = {getattr(self, high)!r}: expected dB, rising"
+                )
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name not in _NO_CHANCES and not 0 <= value <= 1:
+                raise ValueError(f"mixing.{entry.name} = {value!r}: expected a chance from 0 to 1")
+        for first, second in (("clean", "noise_only"), ("babble", "coloured")):
+            if getattr(self, first) + getattr(self, second) > 1:
+                raise ValueError(f"mixing.{first} and mixing.{second}: expected a sum of at most 1")
 
 
 class Mixer(Dataset[tuple[Tensor, Tensor]]):
