@@ -289,6 +289,8 @@ def test_arguments_that_cannot_be_are_refused_by_name():
 
 
 class Hostile:
+    """Runs a command when it is unpickled."""
+
     def __reduce__(self):
         return os.system, ("touch hostile",)
 
@@ -360,7 +362,7 @@ def test_a_damaged_state_is_refused_and_a_sound_one_goes_on(backend, fed):
     for name in ("up", "encoder", "skip", "rnn", "decoder", "down"):
         parts = getattr(inner, name)
         for bad in ((), None, parts[:-1], (*parts[:-1], parts[-1][..., None]), (*parts[:-1], parts[-1].long()),
-                    (*parts[:-1], torch.cat([parts[-1]] * 2, dim=-1).repeat(3, *[1] * (parts[-1].ndim - 1)))):  # fmt: skip
+                    (*parts[:-1], torch.cat([parts[-1]] * 3))):  # fmt: skip
             damaged.append(state._replace(model=inner._replace(**{name: bad})))
     for bad in damaged:
         with pytest.raises(ValueError, match="state"):
