@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,10 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
+from .atomic import written_whole
 from .models import SlimDemucs, SlimDemucsConfig
 
 DEFAULT = "paper"
 """Name of the bundled weights that `load` returns."""
+_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 def save(
@@ -44,11 +46,9 @@ def save(
         for name, tensor in model.state_dict().items()
     }
     metadata = {"config": json.dumps(model.config.to_dict()), "notes": json.dumps(dict(notes or {}))}
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with written_whole(path) as part:
         # Written here and not by safetensors, which makes files that only their owner can read.
-        temporary.write_bytes(serialise(tensors, metadata))
-        os.replace(temporary, path)
+        part.write_bytes(serialise(tensors, metadata))
 
 
 def load(
@@ -68,7 +68,8 @@ def load(
 
     Raises:
         FileNotFoundError: if there is no such file or bundled name.
-        ValueError: if the file is not a SlimSE model, or there is no such backend or precision.
+        ValueError: if the file is not a SlimSE model, is damaged, holds weights that are not finite, or there is no
+            such backend or precision. What a file asks for beyond its own size is refused before any memory is taken.
     """
     path = Path(weights)
     if not path.suffix:
@@ -83,13 +84,75 @@ def load(
         raise FileNotFoundError(f"no such file: {path}")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            config = _read_config(file)
+            model = SlimDemucs(config, backend=backend, precision=precision)
+            _check_names(file, model)
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if "config" not in metadata:
-        raise ValueError(f"{path} holds no SlimSE configuration; for original DEMUCS weights use slimse.load_denoiser")
-    config = SlimDemucsConfig.from_dict(json.loads(metadata["config"]))
-    model = SlimDemucs(config, backend=backend, precision=precision)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path}: {name} holds values that are not finite")
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False).to(device)
+
+
+def _read_config(file: Any) -> SlimDemucsConfig:
+    """The configuration in the header, after making sure that the network is no larger than the file.
+
+    Raises:
+        ValueError: if it is missing, damaged, or of a network that needs more weights than the file has.
+    """
+    metadata = file.metadata() or {}
+    if "config" not in metadata:
+        raise ValueError("no SlimSE configuration in the header; for original DEMUCS weights use slimse.load_denoiser")
+    try:
+        values = json.loads(metadata["config"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the configuration in the header is damaged: {error}") from error
+    shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    limits = {"depth": len(shapes), "rnn_layers": len(shapes), "stride": stored, "kernel_size": stored}
+    for name, most in limits.items():
+        value = values.get(name) if isinstance(values, dict) else None
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"{name} = {value} of the configuration: expected at most {most} by the size of the file")
+    config = SlimDemucsConfig.from_dict(values)
+    needed = _fewest_weights(config)
+    if needed > stored:
+        raise ValueError(f"its configuration needs {needed} weights or more: expected at most the {stored} of the file")
+    return config
+
+
+def _fewest_weights(config: SlimDemucsConfig) -> int:
+    """Weights of the convolutions, the recurrent layers and the router alone."""
+    needed = 0
+    for level in range(1, config.depth + 1):
+        before, here = config.channels(level - 1), config.channels(level)
+        needed += 2 * config.kernel_size * before * here + 4 * here * here
+    deepest = config.channels(config.depth)
+    needed += 6 * deepest * (deepest // config.groups) if config.rnn == "gru" else 8 * config.rnn_layers * deepest**2
+    if (router := config.router) is not None:
+        needed += router.filters * router.kernel_size + router.units * (3 * router.filters + router.knots)
+    return needed
+
+
+def _check_names(file: Any, model: SlimDemucs) -> None:
+    """Make sure that a file has the weights of a model, of its shapes and of a floating-point dtype.
+
+    Raises:
+        ValueError: if not; the message names the weight and what was expected.
+    """
+    expected, names = model.state_dict(), set(file.keys())
+    for kind, wrong in (("has no", sorted(expected.keys() - names)), ("also has", sorted(names - expected.keys()))):
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ValueError(f"the file {kind} {', '.join(wrong[:3])}{more}: expected the weights of its configuration")
+    for name, tensor in expected.items():
+        found = file.get_slice(name)
+        if tuple(found.get_shape()) != tuple(tensor.shape):
+            raise ValueError(f"{name} has shape {tuple(found.get_shape())}: expected {tuple(tensor.shape)}")
+        if found.get_dtype() not in _DTYPES:
+            raise ValueError(f"{name} is of dtype {found.get_dtype()}: expected one of {_DTYPES}")

@@ -16,8 +16,10 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from .atomic import written_whole
 from .audio.enhance import block_length, enhance, enhance_file
-from .audio.files import AtomicWriter, read_blocks, read_info, read_tags
+from .audio.files import read_blocks, read_info, read_tags
+from .audio.writing import AtomicWriter
 from .models import SlimDemucs
 from .profiling import profile
 from .width import Auto
@@ -197,7 +199,8 @@ def draw(noisy: Path, rows: Sequence[DemoRow], picture: Path, *, title: str) -> 
     figure.supylabel("frequency [kHz]", fontsize=10)
     bar = figure.colorbar(image, ax=list(axes), pad=0.01, aspect=12 * len(levels))
     bar.set_label("level [dB, 0 dB: sine at full scale]")
-    figure.savefig(picture, format="png")
+    with written_whole(picture) as part:
+        figure.savefig(part, format="png")
 
 
 def _overlay(axis: Axes, chosen: NDArray[np.float32], seconds: float, ufs: Sequence[float]) -> None:

@@ -16,6 +16,7 @@ from .compiled import use_compiled
 from .models import DemucsState, SlimDemucs
 from .models.router import RouterState
 from .ops.launchers import DTYPES
+from .streaming import LOUDEST
 from .width import Auto, Schedule, Width
 
 if TYPE_CHECKING:
@@ -131,11 +132,16 @@ class StreamBatch:
             first frame, a few less than a hop at it, and a hop at every later one.
 
         Raises:
-            ValueError: for another shape or dtype.
+            ValueError: for another shape or dtype, or a sample of a used slot beyond `LOUDEST` or not finite; the
+                message names the slot, and all streams are then as they were before.
         """
         if tuple(samples.shape) != (self.capacity, self.model.hop) or not samples.is_floating_point():
             expected = f"floating [{self.capacity}, {self.model.hop}]"
             raise ValueError(f"samples has shape {tuple(samples.shape)} and dtype {samples.dtype}: expected {expected}")
+        used = samples[self.slots]
+        if not bool((used.abs() <= LOUDEST).all()):
+            slot = self.slots[int((used.abs() <= LOUDEST).all(dim=1).int().argmin())]
+            raise ValueError(f"samples of slot {slot}: expected finite ones of at most {LOUDEST:g}; no stream ran")
         return self._slots.tick(samples.to(next(self.model.parameters()).device, torch.float32))
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -16,6 +15,7 @@ from .compiled import STEP_FRAMES, use_compiled
 from .deadline import DeadlineController
 from .models import DemucsState, SlimDemucs
 from .models.router import RouterState
+from .models.state import check_state
 from .width import UF, Auto, Budget
 
 Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
@@ -26,6 +26,8 @@ _Chosen: TypeAlias = UF | NDArray[np.int64]
 _Kind: TypeAlias = np.dtype[Any] | tuple[torch.dtype, torch.device] | None
 """Of a chunk: an array or a tensor; None for a tensor in float32 on the CPU."""
 _FLOAT32 = torch.float32
+LOUDEST = 1e6
+"""Largest sample, full scale being 1: beyond, squares of samples inside the network leave the range of float32."""
 
 
 class StreamerState(NamedTuple):
@@ -137,8 +139,13 @@ class Streamer:
 
     @state.setter
     def state(self, state: StreamerState) -> None:
-        if state.pending.shape[0] != self._rows:
-            raise ValueError(f"the state is of {state.pending.shape[0]} streams, this streamer runs {self._rows}")
+        if not isinstance(state, StreamerState):
+            raise ValueError(f"state is a {type(state).__name__}: expected what `state` gave")
+        self._checked(state.uf, state.budget)
+        check_state(self.model, state.model, state.pending, self._rows)
+        self._restore(state)
+
+    def _restore(self, state: StreamerState) -> None:
         self._last = state.uf, state.budget
         if self._compiled is None:
             self._state, self._pending = state.model, state.pending
@@ -149,7 +156,7 @@ class Streamer:
         """Forget everything: the next sample starts a new signal."""
         pending = next(self.model.parameters()).new_zeros(self._rows, 0, dtype=torch.float32)
         fresh = self.model.initial_state(self._rows, self._input_std)
-        self.state = StreamerState(fresh, pending, *self._own)
+        self._restore(StreamerState(fresh, pending, *self._own))
         self._kind: _Kind = None
         self._ran: tuple[_Chosen, int] = (pending, 0)
 
@@ -165,8 +172,8 @@ class Streamer:
             ``[m]`` or ``[streams, m]``, of the kind, dtype and device of ``chunk``; ``m`` may be 0.
 
         Raises:
-            ValueError: for another shape, integers, a sample that is not finite, or a UF outside the set. The stream is
-                then as it was before.
+            ValueError: for another shape, integers, a sample beyond `LOUDEST` or not finite, or a UF outside the set. The
+                stream is then as it was before.
         """
         start = self._clock() if self._controller is not None else 0.0
         wanted = self._own if uf is None and budget is None else self._wanted(uf, budget)
@@ -184,7 +191,7 @@ class Streamer:
         self._check(chunk)
         self._kind = (chunk.dtype, chunk.device) if isinstance(chunk, Tensor) else chunk.dtype
         samples = torch.as_tensor(chunk).reshape(self._rows, -1).to(self._pending)
-        if not bool(samples.isfinite().all()):
+        if not bool((samples.abs() <= LOUDEST).all()):
             self._refuse(samples.cpu().numpy())
         pending = torch.cat([self._pending, samples], dim=1)
         model, state, outputs, ufs = self.model, self._state, [], []
@@ -218,8 +225,8 @@ class Streamer:
             self._check(chunk)
             array, self._kind = chunk.detach().to("cpu", _FLOAT32).numpy(), (chunk.dtype, chunk.device)
         x = np.ascontiguousarray(array, np.float32).reshape(self._rows, -1)
-        # One call where `isfinite` takes two. Finite samples may overflow here, which `_refuse` sees.
-        if not math.isfinite(np.vdot(x, x)):
+        # One call where `isfinite` takes two; `_refuse` looks closer.
+        if not np.vdot(x, x) <= LOUDEST:
             self._refuse(x)
         frames = self._compiled.completed(x.shape[1])
         choice = self._indices(x, frames, wanted)
@@ -317,6 +324,8 @@ class Streamer:
         return self.streams or 1
 
     def _check(self, chunk: Chunk) -> None:
+        if not isinstance(chunk, Tensor | np.ndarray):
+            raise ValueError(f"chunk is a {type(chunk).__name__}: expected a numpy array or a torch tensor")
         axes, shape = (1, "[n]") if self.streams is None else (2, f"[{self.streams}, n]")
         fits = chunk.ndim == axes and (self.streams is None or chunk.shape[0] == self.streams)
         floating = chunk.is_floating_point() if isinstance(chunk, Tensor) else chunk.dtype.kind == "f"
@@ -324,10 +333,10 @@ class Streamer:
             raise ValueError(f"chunk has shape {tuple(chunk.shape)} and dtype {chunk.dtype}: expected floating {shape}")
 
     def _refuse(self, x: NDArray[np.float32]) -> None:
-        """Raise for the first sample that is not finite: it would stay in the state for ever."""
-        for row, position in np.argwhere(~np.isfinite(x)):
+        """Raise for the first sample that is not finite or too loud: it would stay in the state for ever."""
+        for row, position in np.argwhere(~(np.abs(x) <= LOUDEST)):
             place = f"sample {position}" + (f" of stream {row}" if self.streams is not None else "")
-            raise ValueError(f"chunk holds {x[row, position]} at {place}: expected finite samples; none was taken")
+            raise ValueError(f"chunk holds {x[row, position]} at {place}: expected at most {LOUDEST:g}; none was taken")
 
     def _like(self, out: Tensor | NDArray[np.float32], kind: _Kind) -> Any:
         """``out`` as a chunk of the caller's kind."""

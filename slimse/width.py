@@ -11,6 +11,7 @@ every frame of a call runs at; a layer asks it for the width of each of its posi
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -125,7 +126,7 @@ class WidthSet(tuple[float, ...]):
 
     def validate(self, uf: float) -> float:
         """Return ``uf`` if it belongs to the set; raise a `ValueError` that names the set otherwise."""
-        if isinstance(uf, bool) or not isinstance(uf, int | float) or float(uf) not in self:
+        if isinstance(uf, bool) or not isinstance(uf, numbers.Real) or float(uf) not in self:
             raise ValueError(f"uf = {uf!r} is not one of this model's widths {tuple(self)}")
         return float(uf)
 

@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from slimse.audio.files import (
-    AtomicWriter,
-    FileInfo,
-    Job,
-    find_files,
-    plan_jobs,
-    read_blocks,
-    read_info,
-    read_tags,
-    writable_format,
-)
+from slimse.audio.files import FileInfo, find_files, read_blocks, read_info, read_tags
+from slimse.audio.jobs import Job, plan_jobs
 from slimse.audio.spectral import BandGain, SharedMask
+from slimse.audio.writing import AtomicWriter, writable_format
 
 
 def noise(channels: int, samples: int, level: float = 0.1) -> np.ndarray:
@@ -71,7 +63,7 @@ def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
     with AtomicWriter(target, info) as writer:
         writer.write(noise(1, 10))
         assert not target.exists()
-        assert [path.name for path in target.parent.iterdir()] == [writer.temporary.name]
+        assert [path.name for path in target.parent.iterdir()] == [writer._part.path.name]
     assert [path.name for path in target.parent.iterdir()] == ["a.wav"]
     assert soundfile.info(target).frames == 10
 
@@ -142,7 +134,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     # The same as a folder without the right to write, which root always has.
     touch(tmp_path, "file")
-    with pytest.raises(ValueError, match=r"a\.wav: cannot be written: File exists"):
+    with pytest.raises(ValueError, match=r"a\.wav: cannot be written: Not a directory"):
         AtomicWriter(tmp_path / "file/a.wav", FileInfo(10, 16_000, 1, "WAV", "PCM_16", "FILE"))
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..checkpoint import load
 from ..models import SlimDemucs
 from ..width import Auto
-from .files import AtomicWriter, read_blocks, read_info, read_tags
+from .files import check_rate, read_blocks, read_info, read_tags
 from .network import Array, Network, Resampler, deviation, open_network, to_array
 from .spectral import BandGain, Fifo, SharedMask
+from .writing import AtomicWriter
 
 Sound = TypeVar("Sound", Tensor, NDArray[np.floating])
 
@@ -50,9 +51,9 @@ class Enhancer:
     def __init__(
         self, network: Network, sample_rate: int, channels: int = 1, *, dry: float = 0.0, model_rate: int = 16_000
     ) -> None:
-        for name, value in (("sample_rate", sample_rate), ("channels", channels)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value!r}: expected a positive integer")
+        sample_rate = check_rate(sample_rate)
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"channels = {channels!r}: expected a positive integer")
         self.sample_rate, self.channels, self.dry = sample_rate, channels, dry_share(dry)
         self._network = network
         self._resamples = sample_rate != model_rate

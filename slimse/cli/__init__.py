@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ from .enhance import enhance
 from .evaluate import evaluate
 from .profile import profile
 from .report import report
+from .terminal import close_streams, exit_on_signals, prepare_streams, say
 from .train import train
 
 _USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError)
@@ -21,16 +24,39 @@ _USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundEr
 
 
 class _Commands(TyperGroup):
-    """Turns errors of the user into one line on standard error and exit status 2; others keep their traceback."""
+    """Turns errors of the user and of the system into one line on standard error; others keep their traceback.
+
+    Exit status: 2 for the former, 1 for the latter, 128 and the number of the signal that ended the command.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        prepare_streams()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # Help, which is printed before a command runs; errors of files have a name.
+            if error.filename is not None or error.strerror is None:
+                raise
+            say(f"standard output cannot be written: {error.strerror}")
+            sys.exit(1)
+        finally:
+            close_streams()
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except _USER_ERRORS as error:
+            with exit_on_signals():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("interrupted")
+            ctx.exit(128 + signal.SIGINT)
+        except (*_USER_ERRORS, OSError) as error:
             if ctx.params["traceback"]:
                 raise
-            typer.echo(f"slimse: {error}", err=True)
-            ctx.exit(2)
+            if isinstance(error, OSError) and error.filename is None and error.strerror is not None:
+                say(f"standard output cannot be written: {error.strerror}")
+            else:
+                say(str(error))
+            ctx.exit(2 if isinstance(error, _USER_ERRORS) else 1)
 
 
 app = typer.Typer(

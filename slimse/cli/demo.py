@@ -12,6 +12,7 @@ from rich.table import Table
 from ..checkpoint import DEFAULT, load
 from ..demo import DemoRow, bundled_clip, check_plotting, run_demo
 from .loading import make_ready
+from .terminal import a_path
 
 
 def _table(rows: list[DemoRow]) -> Table:
@@ -26,9 +27,12 @@ def _table(rows: list[DemoRow]) -> Table:
 
 
 def demo(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Noisy file. Default: a bundled clip.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", parser=a_path, help="Noisy file. Default: a bundled clip.")
+    ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to write; made if it is missing.")
+        Path,
+        typer.Option("-o", "--output", metavar="FOLDER", parser=a_path, help="Where to write; made if it is missing."),
     ] = Path("slimse-demo"),
     weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.")] = DEFAULT,
     force: Annotated[bool, typer.Option("--force", help="Replace files of an earlier demo.")] = False,

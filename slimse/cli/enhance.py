@@ -5,11 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import re
-import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,11 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ..audio.enhance import dry_share, enhance_file
-from ..audio.files import Job, plan_jobs, read_info
+from ..audio.files import read_info
+from ..audio.jobs import Job, plan_jobs
 from ..checkpoint import DEFAULT, load
 from ..models import SlimDemucs
+from ..processes import worker_pool
 from ..width import Auto
 from .loading import make_ready
+from .terminal import a_path
 
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 """What may be wrong with one file, its place on the disk, or its size on this machine, and leaves the others alone."""
@@ -56,6 +58,7 @@ class _Report:
     def __init__(self, jobs: list[Job]) -> None:
         self._console = Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, soft_wrap=True)
         self.failures = 0
+        self.lost: OSError | None = None
         self.bar: Progress | None = None
         if self._console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
@@ -80,21 +83,42 @@ class _Report:
                 # Files that failed never sent the rest of their seconds.
                 self.bar.update(self._task, completed=self.bar.tasks[self._task].total)
         if error is None:
-            if self._lines:
-                print(f"{job.source} -> {job.target}", flush=True)
+            self._tell(f"{job.source} -> {job.target}")
             return
-        self.failures += 1
         message = str(error) or type(error).__name__
         if str(job.source) not in message and str(job.target) not in message:
             message = f"{job.source}: {message}"
-        self._console.print(f"error: {message}", markup=False)
+        self.fail(message)
+
+    def fail(self, message: object) -> None:
+        """Count and show a failure."""
+        self.failures += 1
+        with suppress(OSError):
+            self._console.print(f"error: {message}", markup=False)
+
+    def _tell(self, line: str) -> None:
+        """Print on standard output; if that is full or closed, the files are more important."""
+        if not self._lines:
+            return
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            self._lines, self.lost = False, error
 
 
 def enhance(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Audio files, and folders of them.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN...", parser=a_path, help="Audio files, and folders of them.")
+    ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder; for one file also a file. Default: NAME.enhanced.EXT beside IN."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            parser=a_path,
+            help="Folder; for one file also a file. Default: NAME.enhanced.EXT beside IN.",
+        ),
     ] = None,
     uf: Annotated[
         float | None, typer.Option(help="Width of the network: smaller is faster, larger is better. Default: 1.")
@@ -116,10 +140,11 @@ def enhance(
 ) -> None:
     """Remove noise from audio files of any format, sample rate and number of channels.
 
-    Exit status: 0 if all files were enhanced, 1 if some were not, 2 if nothing was tried.
+    Exit status: 0 if all files were enhanced, 1 if some were not, 2 if nothing was tried, 130 after Ctrl-C.
     """
     share = dry_share(dry, None if attenuation_limit is None else _decibels(attenuation_limit))
-    plan = plan_jobs(inputs, output)
+    refused: list[ValueError] = []
+    plan = plan_jobs(inputs, output, failed=refused.append)
     model = load(weights, device=_usable(device))
     settings = _Settings(weights, device, *_width(model, uf, budget, quality), share, force)
     make_ready(model)
@@ -127,10 +152,14 @@ def enhance(
     with ExitStack() as stack:
         if report.bar is not None:
             stack.enter_context(report.bar)
+        for error in refused:
+            report.fail(error)
         if min(jobs, len(plan)) > 1:
             _run_parallel(plan, settings, min(jobs, len(plan)), report)
         else:
             _run_serial(plan, settings, model, report)
+    if report.lost is not None:
+        raise report.lost
     if report.failures:
         raise typer.Exit(1)
 
@@ -157,7 +186,9 @@ def _decibels(text: str) -> float:
 
 def _usable(device: str) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
+        # And back again: the device "meta" keeps shapes alone.
+        torch.ones(1, device=device).cpu()
+        return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
@@ -200,43 +231,29 @@ class _Worker:
     progress: Callable[[float], None]
 
 
-def _start_worker(settings: _Settings, stop: Any, ticks: Any) -> None:
-    """Run once in every process: it stops when the parent says so, not by the terminal's Ctrl-C, to clean up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(settings: _Settings, ticks: Any) -> None:
     torch.set_num_threads(1)
-
-    def progress(seconds: float) -> None:
-        if stop.is_set():
-            raise ValueError("interrupted")
-        ticks.put(seconds)
-
-    _Worker.settings, _Worker.progress = settings, staticmethod(progress)
+    _Worker.settings, _Worker.progress = settings, staticmethod(ticks.put)
     _Worker.model = load(settings.weights, device=settings.device)
 
 
 def _work(job: Job) -> None:
-    _Worker.progress(0.0)
     _enhance_one(job, _Worker.settings, _Worker.model, _Worker.progress)
 
 
 def _run_parallel(plan: list[Job], settings: _Settings, workers: int, report: _Report) -> None:
-    context = multiprocessing.get_context("spawn")
-    stop, ticks = context.Event(), context.Queue()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, stop, ticks))
-    try:
-        futures: dict[Future[None], Job] = {pool.submit(_work, job): job for job in plan}
+    ticks = multiprocessing.get_context("spawn").Queue()
+    with worker_pool(workers, _start_worker, settings, ticks) as submit:
+        futures: dict[Future[None], int] = {submit(_work, job): index for index, job in enumerate(plan)}
         waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, timeout=0.1)
             report.advance(_drain(ticks))
-            for future in sorted(done, key=lambda f: plan.index(futures[f])):
+            for future in sorted(done, key=futures.__getitem__):
                 error = future.exception()
                 if error is not None and not isinstance(error, _FAILURES):
                     raise error
-                report.finish(futures[future], error)
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+                report.finish(plan[futures[future]], error)
 
 
 def _drain(ticks: Any) -> float:

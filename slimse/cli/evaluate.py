@@ -28,6 +28,7 @@ from ..evaluation import (
 )
 from ..evaluation.results import Width, budget_of, label
 from ..evaluation.routing import line_distances, summarise
+from .terminal import a_path, say
 
 
 def _plain_table(title: str, metrics: tuple[str, ...]) -> Table:
@@ -81,11 +82,15 @@ def _check_output(path: Path | None) -> None:
     """Fail before the long part, not after it."""
     if path is not None and not path.absolute().parent.is_dir():
         raise ValueError(f"{path.absolute().parent} is not a folder: expected an existing one for {path.name}")
+    if path is not None and path.is_dir():
+        raise ValueError(f"{path} is a folder: expected a file to write")
 
 
 def evaluate(
-    noisy: Annotated[Path, typer.Argument(metavar="NOISY_DIR", help="Folder of noisy files.")],
-    clean: Annotated[Path, typer.Argument(metavar="CLEAN_DIR", help="Folder of clean files of the same names.")],
+    noisy: Annotated[Path, typer.Argument(metavar="NOISY_DIR", parser=a_path, help="Folder of noisy files.")],
+    clean: Annotated[
+        Path, typer.Argument(metavar="CLEAN_DIR", parser=a_path, help="Folder of clean files of the same names.")
+    ],
     weights: Annotated[
         str, typer.Option(help="Bundled weights, or a .safetensors file.", show_default=True)
     ] = checkpoint.DEFAULT,
@@ -97,12 +102,17 @@ def evaluate(
     metrics: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METRICS)}.")] = ",".join(
         DEFAULT_METRICS
     ),
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row per file and UF.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write means, files and versions.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=a_path, help="Write one row per file and UF.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=a_path, help="Write means, files and versions.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first N pairs only.")] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="JSON", help="A report of --json to print the differences from.")
+        Path | None,
+        typer.Option(metavar="JSON", parser=a_path, help="A report of --json to print the differences from."),
     ] = None,
 ) -> None:
     """Score noisy and enhanced speech against clean speech, per UF: PESQ, STOI, ESTOI, SI-SDR, DNSMOS P.808 and OVRL.
@@ -111,6 +121,8 @@ def evaluate(
     (P.862.2); SI-SDR is of zero-mean signals, in dB, and means are of the dB; DistillMOS is an extra. Behind the ± are
     half widths of 95 % bootstrap intervals over files. Budgets are compared with the line between the fixed widths at
     equal MACs, all counted.
+
+    Exit status: 0 if all pairs were scored, 1 if some were not, 2 if none was.
     """
     _check_output(csv)
     _check_output(json)
@@ -133,7 +145,9 @@ def evaluate(
             progress=lambda done: bar.update(task, completed=done),
         )
     console = Console()
-    console.print(_table(report, len(pairs)))
+    console.print(_table(report, len(pairs) - len(report.failures)))
+    for failure in report.failures:
+        say(f"left out: {failure.reason}")
     for note in report.notes():
         console.print(f"* {note}", style="yellow", highlight=False, markup=False)
     distances: dict[Width, dict[str, Interval]] = {
@@ -159,3 +173,5 @@ def evaluate(
     if json is not None:
         report.write_json(json, **about)
         console.print(f"wrote {json}", highlight=False, markup=False)
+    if report.failures:
+        raise typer.Exit(1)

@@ -12,13 +12,17 @@ from rich.progress import Progress
 from .. import checkpoint
 from ..demo import check_plotting
 from ..evaluation import find_pairs
+from .terminal import a_path, say
 
 
 def report(
-    noisy: Annotated[Path, typer.Argument(metavar="NOISY_DIR", help="Folder of noisy files.")],
-    clean: Annotated[Path, typer.Argument(metavar="CLEAN_DIR", help="Folder of clean files of the same names.")],
+    noisy: Annotated[Path, typer.Argument(metavar="NOISY_DIR", parser=a_path, help="Folder of noisy files.")],
+    clean: Annotated[
+        Path, typer.Argument(metavar="CLEAN_DIR", parser=a_path, help="Folder of clean files of the same names.")
+    ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to write; made if it is missing.")
+        Path,
+        typer.Option("-o", "--output", metavar="FOLDER", parser=a_path, help="Where to write; made if it is missing."),
     ] = Path("slimse-report"),
     weights: Annotated[str, typer.Option(help="Weights with a router: bundled, or a .safetensors file.")] = (
         checkpoint.DEFAULT
@@ -36,7 +40,7 @@ def report(
     name = weights if weights == checkpoint.DEFAULT else Path(weights).name
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("scoring", total=len(pairs))
-        write_report(
+        scores = write_report(
             model,
             name,
             pairs,
@@ -46,3 +50,7 @@ def report(
             progress=lambda done: bar.update(task, completed=done),
         )
     typer.echo(f"wrote report.html, report.json and pictures into {output.absolute()}")
+    for failure in scores.failures:
+        say(f"left out: {failure.reason}")
+    if scores.failures:
+        raise typer.Exit(1)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .terminal import a_path
+
 
 def train(
     recipe: Annotated[
@@ -17,12 +19,26 @@ def train(
         ),
     ],
     data: Annotated[
-        Path, typer.Option(help="Folder with speech/, noise/ and perhaps rir/; or with pairs in noisy/ and clean/.")
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            parser=a_path,
+            help="Folder with speech/, noise/ and perhaps rir/; or with pairs in noisy/ and clean/.",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for checkpoints, logs and weights; resumes what it holds.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            parser=a_path,
+            help="Folder for checkpoints, logs and weights; resumes what it holds.",
+        ),
     ],
-    valid: Annotated[Path | None, typer.Option(help="Folder with noisy/ and clean/ pairs to watch.")] = None,
+    valid: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", parser=a_path, help="Folder with noisy/ and clean/ pairs to watch.")
+    ] = None,
     init: Annotated[str | None, typer.Option(help="Weights to start from: a name or a .safetensors file.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of the whole run; the learning rate's tail ends there.")
@@ -32,7 +48,8 @@ def train(
     precision: Annotated[str | None, typer.Option(help="Lightning's precision, such as 32-true or bf16-mixed.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that mix.")] = None,
     devices: Annotated[
-        int | None, typer.Option(help="GPUs, or processes on a CPU, that train in step. Default: all GPUs, or 1.")
+        int | None,
+        typer.Option(help="GPUs, or processes on a CPU, that train in step. Default: all GPUs, or 1.", min=1),
     ] = None,
     nodes: Annotated[int, typer.Option(help="Machines; start the command on each with torchrun.", min=1)] = 1,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and mixtures.")] = None,

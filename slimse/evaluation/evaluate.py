@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..audio.files import find_files, read_mono
 from ..models import SlimDemucs
+from ..processes import worker_pool
 from ..profiling import profile
 from ..streaming import Streamer
 from .metrics import DEFAULT_METRICS, SAMPLE_RATE, check_metrics, score
-from .results import Dynamic, FileScores, Report
+from .results import Dynamic, Failure, FileScores, Report
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,6 @@ def find_pairs(noisy: str | os.PathLike[str], clean: str | os.PathLike[str]) -> 
     return [Pair(name, left[name], right[name]) for name in sorted(left)]
 
 
-def _read(path: Path) -> NDArray[np.float32]:
-    try:
-        return read_mono(path, SAMPLE_RATE)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: cannot be read: {error.error_string}") from error
-
-
 @dataclass(frozen=True)
 class _Job:
     """What scoring a pair needs besides the pair."""
@@ -82,9 +71,18 @@ class _Job:
     ufs: tuple[float | Dynamic, ...]
     metrics: tuple[str, ...]
 
-    def __call__(self, pair: Pair) -> list[FileScores]:
+    def __call__(self, pair: Pair) -> list[FileScores] | Failure:
+        """Scores of a pair, or why it has none: what is wrong with one leaves the others alone."""
+        try:
+            return self.scores(pair)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            message = str(error) or type(error).__name__
+            known = str(pair.noisy) in message or str(pair.clean) in message
+            return Failure(pair.name, message if known else f"{pair.noisy}: {message}")
+
+    def scores(self, pair: Pair) -> list[FileScores]:
         """Scores of the noisy input and of the output at each UF."""
-        noisy, clean = _read(pair.noisy), _read(pair.clean)
+        noisy, clean = read_mono(pair.noisy, SAMPLE_RATE), read_mono(pair.clean, SAMPLE_RATE)
         # Resampling from different rates may round to lengths a few samples apart.
         if abs(len(noisy) - len(clean)) > SAMPLE_RATE // 1000 or not len(noisy) or not len(clean):
             raise ValueError(
@@ -115,12 +113,12 @@ def _start_worker(job: bytes) -> None:
     _worker_job = pickle.loads(job)
 
 
-def _work(pair: Pair) -> list[FileScores]:
+def _work(pair: Pair) -> list[FileScores] | Failure:
     assert _worker_job is not None
     return _worker_job(pair)
 
 
-def _run(job: _Job, pairs: list[Pair], jobs: int) -> Iterator[list[FileScores]]:
+def _run(job: _Job, pairs: list[Pair], jobs: int) -> Iterator[list[FileScores] | Failure]:
     """Scores of every pair, in the order of ``pairs``, on ``jobs`` threads of execution in all."""
     if jobs == 1:
         threads = torch.get_num_threads()
@@ -130,12 +128,10 @@ def _run(job: _Job, pairs: list[Pair], jobs: int) -> Iterator[list[FileScores]]:
         finally:
             torch.set_num_threads(threads)
         return
-    # Spawned, not forked: a fork of a process whose torch has run threads can hang. Plain bytes, as torch would
-    # otherwise pass the weights through shared memory, which containers keep small.
-    context = multiprocessing.get_context("spawn")
-    arguments = (pickle.dumps(job),)
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
-        yield from pool.map(_work, pairs)
+    # Plain bytes, as torch would otherwise pass the weights through shared memory, which containers keep small.
+    with worker_pool(jobs, _start_worker, pickle.dumps(job)) as submit:
+        for future in [submit(_work, pair) for pair in pairs]:
+            yield future.result()
 
 
 def evaluate_pairs(
@@ -150,7 +146,8 @@ def evaluate_pairs(
 ) -> Report:
     """Score noisy files and what ``model`` makes of them at each UF.
 
-    Files at other rates than 16 kHz are resampled, and channels averaged, before anything else.
+    Files at other rates than 16 kHz are resampled, and channels averaged, before anything else. A pair that cannot be
+    scored (unreadable, not finite, of two lengths) is left out and named in `Report.failures`.
 
     Args:
         pairs: from `find_pairs`.
@@ -163,7 +160,7 @@ def evaluate_pairs(
         progress: called with the number of pairs done, after each.
 
     Raises:
-        ValueError: for unknown metrics or UFs, a model at another rate, or a pair of different lengths.
+        ValueError: for unknown metrics or UFs, a model at another rate, or if no pair can be scored.
         ModuleNotFoundError: if the package behind a metric is missing.
     """
     pairs, metrics = list(pairs), check_metrics(metrics)
@@ -186,11 +183,17 @@ def evaluate_pairs(
             if isinstance(width, Dynamic):
                 Streamer(model, "auto", budget=width.budget)
     rows: list[FileScores] = []
+    failures: list[Failure] = []
     for done, scores in enumerate(_run(_Job(model, chosen, metrics), pairs, min(jobs, len(pairs))), start=1):
-        rows.extend(scores)
+        if isinstance(scores, Failure):
+            failures.append(scores)
+        else:
+            rows.extend(scores)
         progress(done)
+    if not rows:
+        raise ValueError(f"no pair could be scored: {failures[0].reason}")
     if model is None:
-        return Report(metrics, (None,), tuple(rows))
+        return Report(metrics, (None,), tuple(rows), failures=tuple(failures))
     costs = profile(model)
     macs = {width.uf: width.macs_per_sample for width in costs.widths}
-    return Report(metrics, (None, *chosen), tuple(rows), macs, costs.router_macs_per_sample or 0.0)
+    return Report(metrics, (None, *chosen), tuple(rows), macs, costs.router_macs_per_sample or 0.0, tuple(failures))

@@ -7,12 +7,13 @@ import json
 import math
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from .. import __version__
+from ..atomic import written_whole
 from .intervals import Interval, interval
 from .metrics import METRICS, Scores
 
@@ -53,6 +54,15 @@ class FileScores:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A pair that could not be scored."""
+
+    file: str
+    reason: str
+    """One line that names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
 class MeanScores:
     """Means over all files at one width."""
 
@@ -84,6 +94,8 @@ class Report:
     """MACs per sample by UF, of all that the model has, rising."""
     router_macs: float = 0.0
     """What the router adds to them."""
+    failures: tuple[Failure, ...] = ()
+    """Pairs that could not be scored, and are in no mean."""
 
     def means(self) -> list[MeanScores]:
         """One row per UF, in the order of ``ufs``."""
@@ -178,7 +190,7 @@ class Report:
 
         An undefined score is an empty cell, the UF of the noisy input is ``noisy``, and that of a budget its average.
         """
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("file", "uf", "budget", "macs_per_sample", *self.metrics))
             for row in self.files:
@@ -194,6 +206,7 @@ class Report:
         return {
             "metrics": list(self.metrics),
             "file_count": len(self.files) // len(self.ufs),
+            "failures": [asdict(failure) for failure in self.failures],
             "means": [
                 {
                     "uf": row.average_uf,
@@ -221,7 +234,9 @@ class Report:
     def write_json(self, path: Path, **about: Any) -> None:
         """Write `to_dict`, the versions of the packages behind the figures, and ``about`` into one JSON file."""
         content = {**about, "versions": versions(), **self.to_dict()}
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        with written_whole(path) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def _plain(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..checks import typed
 from ..width import WidthSet
 
 LEVELS = ("running", "signal", "none")
@@ -52,6 +53,8 @@ class SlimDemucsConfig:
         ufs: utilization factors, rising, the last 1.0.
         hidden: ``H``, channels of the first block; block ``i`` has ``growth ** (i - 1) * H``.
         growth: channel growth per level.
+        level_channels: channels of every block, ``depth`` of them, instead of ``hidden`` and ``growth``: what the
+            original DEMUCS makes of a ``growth`` that is no integer, or a ``max_hidden``.
         depth: ``L``, number of encoder (and decoder) blocks.
         kernel_size: ``K`` of every (transposed) convolution, a multiple of ``stride``.
         stride: ``S``, a multiple of ``resample``.
@@ -75,6 +78,7 @@ class SlimDemucsConfig:
     ufs: WidthSet = field(default_factory=lambda: WidthSet((0.125, 0.25, 0.5, 1.0)))
     hidden: int = 32
     growth: int = 2
+    level_channels: tuple[int, ...] | None = None
     depth: int = 5
     kernel_size: int = 8
     stride: int = 4
@@ -95,6 +99,14 @@ class SlimDemucsConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} = {value!r}: expected a positive integer")
+        counts = self.level_channels
+        if counts is not None:
+            object.__setattr__(self, "level_channels", tuple(counts))
+            if len(counts) != self.depth or counts[0] != self.hidden or min(counts) < 1:
+                raise ValueError(
+                    f"level_channels = {counts}: expected depth = {self.depth} positive integers, the first of them "
+                    f"hidden = {self.hidden}"
+                )
         if self.resample not in (1, 2, 4):
             raise ValueError(f"resample = {self.resample!r}: expected 1, 2 or 4")
         if self.kernel_size % self.stride:
@@ -126,21 +138,23 @@ class SlimDemucsConfig:
             raise ValueError(f"stride = {router.stride} of the router: expected a divisor of {hop} samples per frame")
 
     def channels(self, level: int) -> int:
-        """Channels at ``level``: 1 for the waveform (level 0), then ``growth ** (level - 1) * hidden``."""
+        """Channels at ``level``: 1 for the waveform (level 0), then ``growth ** (level - 1) * hidden`` or as listed."""
+        if level and self.level_channels is not None:
+            return self.level_channels[level - 1]
         return 1 if level == 0 else self.growth ** (level - 1) * self.hidden
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `from_dict` is the inverse."""
-        return asdict(self) | {"ufs": list(self.ufs)}
+        values = asdict(self) | {"ufs": list(self.ufs)}
+        if self.level_channels is None:
+            # Files of models that need no such list stay readable by earlier versions.
+            del values["level_channels"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SlimDemucsConfig:
-        """Build from plain values; a key that is not a field raises a `ValueError` naming it."""
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown keys {unknown} in a model configuration; known: {[f.name for f in fields(cls)]}")
-        router = values.get("router")
-        return cls(**{**values, "router": RouterConfig(**router) if isinstance(router, Mapping) else router})
+        """Build from plain values; an unknown key or a value of another type raises a `ValueError` that names it."""
+        return cls(**typed(cls, values, "a model configuration"))
 
 
 def _original(hidden: int, *, causal: bool = True) -> SlimDemucsConfig:

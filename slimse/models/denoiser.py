@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,15 +54,52 @@ def load_denoiser(source: str | os.PathLike[str] | Mapping[str, Any], **argument
         package: Any = source
     else:
         package, stored = _read(Path(source))
+    where = "the given weights" if isinstance(source, Mapping) else os.fspath(source)
+    try:
+        return _build(package, stored, arguments)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _build(package: Any, stored: Any, arguments: Mapping[str, Any]) -> SlimDemucs:
+    """The network of what a file holds; raises a `ValueError` for what is not of a DEMUCS denoiser."""
+    if not isinstance(package, Mapping) or not isinstance(stored, Mapping):
+        raise ValueError(f"holds a {type(package).__name__}: expected weights by name, or a package with arguments")
     if "state" in package and "kwargs" in package:
-        names = dict(zip(_POSITIONAL, package.get("args", ()), strict=False))
-        stored = {**stored, **names, **package["kwargs"]}
-        package = package["state"]
+        positional, named, state = package.get("args", ()), package["kwargs"], package["state"]
+        if not isinstance(positional, list | tuple) or not isinstance(named, Mapping) or not isinstance(state, Mapping):
+            raise ValueError("a damaged package: expected arguments by place and by name, and weights by name")
+        stored = {**stored, **dict(zip(_POSITIONAL, positional, strict=False)), **named}
+        package = state
     state = {name: tensor for name, tensor in package.items() if isinstance(tensor, Tensor)}
+    if not all(isinstance(name, str) for name in state):
+        raise ValueError("names of weights are no text: expected encoder.*, decoder.*, lstm.*")
+    for name, tensor in state.items():
+        _check_weight(name, tensor)
     config = _infer_config(state, {**stored, **arguments})
+    renamed = {_rename(name, config): (name, tensor) for name, tensor in state.items()}
+    with torch.device("meta"):
+        expected = SlimDemucs(config).state_dict()
+    for name in expected.keys() ^ renamed.keys():
+        what = "is missing" if name in expected else "is no weight of this network"
+        raise ValueError(f"{renamed[name][0] if name in renamed else name} {what}")
+    for name, tensor in expected.items():
+        theirs, found = renamed[name]
+        if found.shape != tensor.shape:
+            raise ValueError(f"{theirs} has shape {tuple(found.shape)}: expected {tuple(tensor.shape)}")
     model = SlimDemucs(config)
-    model.load_state_dict({_rename(name, config): tensor.float() for name, tensor in state.items()})
+    model.load_state_dict({name: tensor.float() for name, (_, tensor) in renamed.items()})
     return model.eval()
+
+
+def _check_weight(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise ValueError(f"{name} is {tensor.dtype}: expected a dense floating-point tensor")
+    # A view may repeat its elements to any size.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, which is more than is stored of it")
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} holds values that are not finite")
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -73,14 +110,21 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
         raise FileNotFoundError(f"no such file: {path}")
     if path.suffix == ".safetensors":
         beside = path.with_name("config.json")
-        return load_file(path), json.loads(beside.read_text()) if beside.is_file() else {}
+        try:
+            return load_file(path), json.loads(beside.read_text()) if beside.is_file() else {}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{beside} is damaged: {error}") from error
     try:
         # The package names its class; an inert stand-in lets the safe reader pass over it.
         with torch.serialization.safe_globals([(_OriginalClass, "denoiser.demucs.Demucs")]):
             return torch.load(path, map_location="cpu", weights_only=True), {}
-    except pickle.UnpicklingError as error:
+    except Exception as error:
+        # A damaged file may end in any exception of the reader.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} is no checkpoint of weights alone, and nothing in it was executed: {error}"
+            f"{path} is no checkpoint of weights alone, and nothing in it was executed: {reason}"
         ) from error
 
 
@@ -91,26 +135,55 @@ def _infer_config(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> 
         raise ValueError(
             f"not a DEMUCS denoiser: its weights are {sorted(state)[:4]} ..., expected encoder.*, lstm.lstm.*"
         )
-    hidden, _, kernel_size = state["encoder.0.0.weight"].shape
+    counts = []
+    for index in range(depth):
+        weight = state.get(f"encoder.{index}.0.weight")
+        if weight is None or weight.ndim != 3 or not weight.numel():
+            raise ValueError(f"encoder.{index}.0.weight of a DEMUCS denoiser: expected a weight [channels, in, taps]")
+        counts.append(weight.shape[0])
+    kernel_size = state["encoder.0.0.weight"].shape[2]
     seen: dict[str, Any] = {
-        "hidden": hidden,
+        "hidden": counts[0],
         "depth": depth,
         "kernel_size": kernel_size,
         "causal": "lstm.lstm.weight_ih_l0_reverse" not in state,
-        "growth": state["encoder.1.0.weight"].shape[0] // hidden if depth > 1 else 2,
     }
+    _check_growth(counts, arguments)
     values: dict[str, Any] = {"stride": 4, "resample": 4, "normalize": True, "floor": 1e-3, "sample_rate": 16_000}
     for name, value in arguments.items():
         expected = {**seen, **_KNOWN_ELSEWHERE}.get(name, value)
-        if name in _TRAINING_ONLY:
+        if name in _TRAINING_ONLY or name == "growth":
             continue
-        if name not in {*_POSITIONAL} or value != expected:
+        if name not in {*_POSITIONAL} or type(value) not in (type(expected), int, bool) or value != expected:
             raise ValueError(f"{name} = {value!r} in a DEMUCS checkpoint: expected {expected!r} by its weights")
         if name in values:
             values[name] = value
     layers = len([name for name in state if re.fullmatch(r"lstm\.lstm\.weight_ih_l\d+", name)])
     level = "signal" if values.pop("normalize") else "none"
-    return SlimDemucsConfig(**values, **seen, rnn="lstm", rnn_layers=layers, level=level)
+    listed = None if _doubles(counts) else tuple(counts)
+    return SlimDemucsConfig(**values, **seen, level_channels=listed, rnn="lstm", rnn_layers=layers, level=level)
+
+
+def _doubles(counts: list[int]) -> bool:
+    return all(count == counts[0] * 2**level for level, count in enumerate(counts))
+
+
+def _check_growth(counts: list[int], arguments: Mapping[str, Any]) -> None:
+    """Make sure that the channels of the blocks are those of the arguments, as the original computes them."""
+    growth, most = arguments.get("growth"), arguments.get("max_hidden", 10_000)
+    if growth is None:
+        return
+    expected = [counts[0]]
+    for name, value in (("growth", growth), ("max_hidden", most)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise ValueError(f"{name} = {value!r} in a DEMUCS checkpoint: expected a positive number")
+    while len(expected) < len(counts):
+        expected.append(min(int(growth * expected[-1]), int(most)))
+    if expected != counts:
+        raise ValueError(
+            f"growth = {growth!r} and max_hidden = {most!r} in a DEMUCS checkpoint: expected {counts} channels, as its "
+            f"weights have, and not {expected}"
+        )
 
 
 def _rename(name: str, config: SlimDemucsConfig) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..atomic import written_whole
 from ..audio.files import read_mono
 from ..evaluation import METRICS, Dynamic, Report, evaluate_pairs
 from ..evaluation.evaluate import Pair
@@ -76,14 +77,19 @@ def write_report(
     for title, figure in figures.items():
         png = io.BytesIO()
         figure.savefig(png, format="png")
-        (folder / f"{title}.png").write_bytes(png.getvalue())
+        _write(folder / f"{title}.png", png.getvalue())
         encoded = base64.b64encode(png.getvalue()).decode()
         pictures.append(f'<p><img alt="{title}" src="data:image/png;base64,{encoded}"></p>')
     drops = [effect.to_dict() for effect in effects]
     report.write_json(folder / "report.json", weights=name, routing=summarise(report), noise_drop=drops)
     words = [*sentences(report), *(effect.sentence() for effect in effects)]
-    (folder / "report.html").write_text(_page(report, name, words, pictures), encoding="utf-8")
+    _write(folder / "report.html", _page(report, name, words, pictures).encode())
     return report
+
+
+def _write(path: Path, content: bytes) -> None:
+    with written_whole(path) as part:
+        part.write_bytes(content)
 
 
 def _read(pair: Pair) -> tuple[Signal, Signal]:
@@ -99,7 +105,11 @@ def _pairs_to_trace(pairs: Sequence[Pair]) -> tuple[Pair, list[Pair]]:
     """
     long: list[tuple[float, Pair]] = []
     for pair in pairs:
-        noisy, clean = _read(pair)
+        try:
+            noisy, clean = _read(pair)
+        except ValueError:
+            # The evaluation names it.
+            continue
         if len(noisy) < 4 * SAMPLE_RATE:
             continue
         noise, speech = (np.square(x, dtype=np.float64) for x in (noisy - clean, clean))

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..checks import typed
 from ..models import PRESETS
 from .mixing import Recipe
 
 STAGES = ("backbone", "router", "joint", "fixed")
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true", "bf16-true", "16-true", "transformer-engine")
+_NOT_NEGATIVE = (
+    *("beta", "gamma", "through", "guide", "router_rate", "distill", "spectral", "error_level", "pesq", "warmup"),
+    *("weight_decay", "workers", "seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,13 @@ class TrainConfig:
         for name in ("decay", "ema", "switching"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number in [0, 1)")
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected 0 or more")
+        if self.fixed_uf not in ufs:
+            raise ValueError(f"fixed_uf = {self.fixed_uf!r}: expected one of {tuple(ufs)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision = {self.precision!r}: expected one of {list(PRECISIONS)}")
 
     @property
     def routed(self) -> bool:
@@ -126,23 +139,20 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Build from plain values; unknown keys raise a `ValueError` that names them."""
-        known = {f.name for f in fields(cls)}
-        mixing = values.get("mixing", {})
-        unknown = sorted(set(values) - known) + sorted(
-            f"mixing.{key}" for key in set(mixing) - {f.name for f in fields(Recipe)}
-        )
-        if unknown:
-            raise ValueError(f"unknown keys {unknown} in a training recipe; known: {sorted(known)}")
-        speakers = tuple(values.get("valid_speakers", ()))
-        return cls(**{**values, "valid_speakers": speakers, "mixing": Recipe(**mixing)})
+        """Build from plain values; an unknown key or a value of another type raises a `ValueError` that names it."""
+        return cls(**typed(cls, values, "a training recipe"))
 
     @classmethod
     def read(cls, recipe: str | Path) -> TrainConfig:
         """Read a recipe that comes with the package, by name (``backbone``), or any TOML file."""
         path = Path(recipe)
         if path.suffix == ".toml":
-            return cls.from_dict(tomllib.loads(path.read_text()))
+            try:
+                return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+            except OSError as error:
+                raise ValueError(f"recipe {path}: cannot be read: {error.strerror}") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"recipe {path}: {error}") from error
         found = resources.files(__package__) / "recipes" / f"{recipe}.toml"
         if not found.is_file():
             raise ValueError(f"recipe {str(recipe)!r}: expected a .toml file or one of {recipe_names()}")

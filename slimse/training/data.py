@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..audio.files import read_mono
 from ..evaluation.evaluate import Pair as FilePair
 from ..evaluation.evaluate import find_pairs
+from ..processes import end_with_parent
 from .bank import Bank, load_devices, load_rooms
 from .config import TrainConfig
 from .held_out import held_out_noises, held_out_speakers
@@ -27,6 +28,10 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 
 _PAIR_FOLDERS = (("noisy_trainset_28spk_wav", "clean_trainset_28spk_wav"), ("noisy", "clean"))
 """Sub-folders of pairs: those of VoiceBank+DEMAND as it is distributed, and plain names."""
+
+
+def _start_worker(number: int) -> None:
+    end_with_parent()
 
 
 def training_pairs(data: Path) -> list[FilePair]:
@@ -170,8 +175,14 @@ class TrainingData(lightning.LightningDataModule):
         part: Subset[Any] = Subset(Plans(items) if planned else items, range(rank, size, processes))  # type: ignore[arg-type]
         # A fork of a process with threads may never come to life: better an error, after which the run can go on.
         patience = 300 if config.workers else 0
-        join = collate if planned else None
-        return DataLoader(part, batch_size=config.batch, num_workers=config.workers, timeout=patience, collate_fn=join)
+        return DataLoader(
+            part,
+            batch_size=config.batch,
+            num_workers=config.workers,
+            timeout=patience,
+            collate_fn=collate if planned else None,
+            worker_init_fn=_start_worker if config.workers else None,
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move pairs of signals, and make signals of plans."""

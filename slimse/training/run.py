@@ -126,7 +126,8 @@ def train(
         module,
         datamodule=source,
         ckpt_path=os.fspath(checkpoint) if checkpoint.exists() else None,
-        weights_only=False,
+        # Nothing in a checkpoint may run code.
+        weights_only=True,
     )
     weights = out / "model.safetensors"
     if trainer.is_global_zero:

@@ -1,0 +1,66 @@
+"""Standard streams, signals and paths, the same for all commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import typer
+
+
+def a_path(text: str | Path) -> Path:
+    """Parse a path of the command line; an empty one, as of an unset variable, would mean the working folder."""
+    if not str(text):
+        raise typer.BadParameter("it is empty: expected a path")
+    return Path(text)
+
+
+def say(message: str) -> None:
+    """Print one line on standard error, if that can be written."""
+    with suppress(OSError):
+        typer.echo(f"slimse: {message}", err=True)
+
+
+def prepare_streams() -> None:
+    """Let names be printed that the terminal's encoding lacks, and output go nowhere where it is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_streams() -> None:
+    """Flush; what a full disk or a closed pipe did not take must not fail again when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, by an exception, so that it cleans up."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    # Python allows handlers in the main thread alone, and a caller's own stay.
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    kept = {}
+    with suppress(ValueError):
+        for number in (getattr(signal, name) for name in names):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                kept[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
