@@ -30,8 +30,9 @@ from unittest import mock
 
 import torch
 import triton
-from slimse.kernels import decoder_block, encoder_block, launching
+from slimse.kernels import decoder_block, encoder_block, tiles
 from slimse.kernels.diagonal_gru import diagonal_gru_backward, diagonal_gru_forward
+from slimse.kernels.launching import by_width
 from slimse.kernels.slim_conv1d import slim_conv1d_backward, slim_conv1d_forward
 from slimse.kernels.slim_conv_transpose1d import slim_conv_transpose1d_backward, slim_conv_transpose1d_forward
 from slimse.kernels.slim_gru import slim_gru_forward
@@ -66,13 +67,17 @@ class Target:
 KIB = 1024
 TARGETS = {
     "sm_80": Target(GPUTarget("cuda", 80, 32), 164 * KIB, 163 * KIB, 64),
+    "sm_86": Target(GPUTarget("cuda", 86, 32), 100 * KIB, 99 * KIB, 48),
+    "sm_89": Target(GPUTarget("cuda", 89, 32), 100 * KIB, 99 * KIB, 48),
     "sm_90": Target(GPUTarget("cuda", 90, 32), 228 * KIB, 227 * KIB, 64),
     "sm_100": Target(GPUTarget("cuda", 100, 32), 228 * KIB, 227 * KIB, 64),
+    "sm_120": Target(GPUTarget("cuda", 120, 32), 100 * KIB, 99 * KIB, 48),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * KIB, 64 * KIB, 32),
 }
 DTYPES = {
     "fp32": (torch.float32, "ieee"),
     "tf32": (torch.float32, "tf32"),
+    "tf32x3": (torch.float32, "tf32x3"),
     "bf16": (torch.bfloat16, "ieee"),
     "fp16": (torch.float16, "ieee"),
 }
@@ -109,10 +114,10 @@ def compiling(target: Target) -> Iterator[list[tuple[Any, Any]]]:
         return result
 
     driver.set_active(NoDriver(target.gpu))
-    capability = target.gpu.arch if target.nvidia else 0
+    chip = tiles.Chip(target.gpu.arch if target.nvidia else 0, target.shared_of_program)
     with (
         mock.patch.object(triton.JITFunction, "run", compile_only),
-        mock.patch.object(launching, "capability", lambda device: capability),
+        mock.patch.object(tiles, "reported_chip", lambda kind, index: chip),
     ):
         yield compiled
 
@@ -236,7 +241,7 @@ class Cases:
         shapes = ((channels, kernel * inputs), (channels,), (channels, 2 * channels), (2 * channels,))
         weights = [self.empty(*shape) for shape in shapes]
         for name, width in self.widths(positions, channels):
-            order = None if isinstance(width, int) else launching.by_width(width)
+            order = None if isinstance(width, int) else by_width(width)
             given = (x, *weights, width, stride)
             call = {"order": order, "precision": self.precision}
             yield f"encoder {level} forward {name}", partial(encoder_block.encoder_block_forward, *given, **call)
@@ -312,7 +317,15 @@ class Cases:
         yield "diagonal gru backward", partial(diagonal_gru_backward, out, state, out, *given)
 
 
-QUICK = {"sm_80": ("tf32", "bf16"), "sm_90": ("fp32", "tf32", "bf16"), "sm_100": ("fp16",), "gfx942": ("fp16",)}
+QUICK = {
+    "sm_80": ("tf32", "bf16"),
+    "sm_86": ("fp16",),
+    "sm_89": ("bf16",),
+    "sm_90": ("fp32", "tf32", "tf32x3", "bf16"),
+    "sm_100": ("fp16",),
+    "sm_120": ("bf16",),
+    "gfx942": ("fp16",),
+}
 """What `--quick` compiles: most for one chip, one dtype for each of the others."""
 
 
@@ -334,7 +347,7 @@ def rows(target: str, dtype: str, *, quick: bool, match: str = "") -> Iterator[d
                     "target": target,
                     "dtype": dtype,
                     "case": f"{name}, batch {batch}",
-                    "kernel": f"{kernel.__module__.rsplit('.', 1)[-1]}.{kernel.__name__.strip('_')}",
+                    "kernel": kernel.__name__,
                     **asdict(resources),
                     "wrong": complaints(resources, TARGETS[target], dtype),
                 }

@@ -19,16 +19,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .launching import BlockConfig, Prefix, Rows
+from . import checks, launching
 from .overlap_add import Layout, load_tap_rows, overlap_add, store_blocks
-from .prefix_gemm import load_row_tile, load_weight_block, row_starts, weight_grad
+from .prefix_gemm import load_row_tile, load_weight_block, product, row_starts, weight_grad
+from .rows import Prefix, Rows, addend, by_width
 from .slim_linear_glu import glu_units, output_cut, output_cut_grads
+from .tiles import AMPERE, BlockConfig, Chip, block_config, chip_of
 from .window_gemm import window_product
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "n_blocks", "width"])
-def _fused_kernel(
+def decoder_block_fused(
     x_ptr,  # (B, n_pos, C), items stride_b positions apart, positions CHANNELS elements
     skip_ptr,  # (B, n_pos, C), items stride_skip positions apart, positions SKIP_CHANNELS elements; or None
     glu_weight_ptr,  # (C, 2, C), rows [:k] are read
@@ -56,6 +57,7 @@ def _fused_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All of a block for a tile of output blocks."""
     blocks, mask_t, _, _ = load_row_tile(order_ptr, None, width, n_rows, C, BLOCK_T)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     acc = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
@@ -72,7 +74,7 @@ def _fused_kernel(
             hidden = tl.where(offs_h[None, :] < row_width[:, None], value * gate, 0.0)
             units = tl.minimum(offs_h, k_max - 1) * OUT.taps + tap
             weight = load_weight_block(conv_weight_ptr, units, offs_c, OUT.cols, OUT.cols % BLOCK_C == 0)
-            acc = tl.dot(hidden.to(weight.dtype), weight, acc, input_precision=PRECISION)
+            acc = product(hidden.to(weight.dtype), weight, acc, PRECISION=PRECISION)
             steps += 1
     store_blocks(
         acc,
@@ -95,31 +97,10 @@ def _fused_kernel(
 
 
 def select_config(
-    shape: tuple[int, int, int], dtype: torch.dtype, precision: str = "ieee", capability: int = 80
+    shape: tuple[int, int, int], dtype: torch.dtype, precision: str = "ieee", chip: Chip = AMPERE
 ) -> BlockConfig:
-    """Launch parameters for a tile that fits its registers; spills were looked for with ahead-of-time builds.
-
-    Args:
-        shape: output blocks, columns ``S * C_out`` of a block, channels ``C``.
-        dtype: of all tensors.
-        precision: of float32 products.
-        capability: see `launching.capability`.
-
-    Returns:
-        A fused configuration where one tile holds all columns, else one of two launches.
-    """
-    blocks, cols, channels = shape
-    half = dtype != torch.float32
-    fma = not half and precision != "tf32"
-    # Without matrix instructions arithmetic is what costs: no hidden channel is worth computing once per tap.
-    block_c = min(max(triton.next_power_of_2(cols), 16), 16 if fma else 256)
-    block_t = 64 if fma or block_c > 128 or (capability < 90 and block_c > 64) else 128
-    block_t = min(max(triton.next_power_of_2(blocks), 16), block_t)
-    block_k = min(max(triton.next_power_of_2(channels), 16), 16 if fma else 64 if half else 32)
-    num_warps = 8 if fma or block_t * block_c > 4096 else 4
-    # Few rows share one column tile of 256: a third stage would not leave it its registers.
-    num_stages = 2 if fma or block_t < 64 else 3
-    return BlockConfig(cols <= block_c, block_t, block_c, 16, block_k, num_warps, num_stages)
+    """Launch parameters for output blocks, columns ``S * C_out``, channels ``C``; fused where one tile has all."""
+    return block_config("decoder_block", shape, dtype, precision, chip)
 
 
 def launch_grid(shape: tuple[int, int, int], config: BlockConfig) -> tuple[int, int]:
@@ -176,8 +157,8 @@ def decoder_block_forward(
     blocks, cols = time + reach - 1, stride * channels
     row_order, block_order = _check_order(order, batch * time, batch * blocks)
     shape = (batch * blocks, cols, inputs)
-    config = config or select_config(shape, x.dtype, precision, launching.capability(x.device))
-    launching.check_steps(steps, launch_grid(shape, config), config)
+    config = config or select_config(shape, x.dtype, precision, chip_of(x.device))
+    checks.check_steps(steps, launch_grid(shape, config), config)
     shared = {"relu": relu, "precision": precision}
     if config.fused and rows.count > 0:
         weights = (glu_weight, glu_bias, conv_weight, conv_bias)
@@ -201,12 +182,12 @@ def _launch_fused(
     steps: Tensor | None,
     precision: str,
 ) -> Tensor:
-    """Launch `_fused_kernel`; arguments as those of `decoder_block_forward`, checked."""
+    """Launch `decoder_block_fused`; arguments as those of `decoder_block_forward`, checked."""
     batch, blocks = rows.data.shape[0], rows.per_item + layout.taps - 1
     out = rows.data.new_empty(batch, blocks * layout.span, layout.channels)
-    skip, skip_stride, skip_channels = launching.addend(added)
+    skip, skip_stride, skip_channels = addend(added)
     launching.launch(
-        _fused_kernel,
+        decoder_block_fused,
         launch_grid((batch * blocks, layout.cols, rows.length), config),
         *(rows.data, skip, *weights, out, width.rows, order, steps, rows.stride_b, skip_stride),
         *(batch * blocks, rows.per_item, blocks, width.bound),
@@ -271,7 +252,7 @@ def decoder_block_backward(
     row_order, _ = _check_order(order, batch * time, batch * (time + reach - 1))
     grad = (grad if out is None else torch.where(out > 0, grad, 0)).contiguous()
     shape = (batch, (time + reach - 1) * stride, channels)
-    launching.check_shapes(conv_weight=(conv_weight, tuple(conv_weight.shape)), grad=(grad, shape))
+    checks.check_shapes(conv_weight=(conv_weight, tuple(conv_weight.shape)), grad=(grad, shape))
     windows = Rows(grad, time, stride, conv_weight.shape[1])
     shared = {"order": row_order, "precision": precision}
     grad_hidden = window_product(windows, conv_weight, None, prefix, **shared)
@@ -292,14 +273,14 @@ def decoder_order(width: Tensor, reach: int) -> tuple[Tensor, Tensor]:
         int32 ``[B * T]`` and ``[B * (T + reach - 1)]``.
     """
     padded = torch.nn.functional.pad(width, (reach - 1, reach - 1))
-    return launching.by_width(width), launching.by_width(padded.unfold(1, reach, 1).amax(-1))
+    return by_width(width), by_width(padded.unfold(1, reach, 1).amax(-1))
 
 
 def _check_order(order: tuple[Tensor, Tensor] | None, rows: int, blocks: int) -> tuple[Tensor | None, Tensor | None]:
     """Check the orders of the rows and of the output blocks, and return them apart."""
     row_order, block_order = (None, None) if order is None else order
-    launching.check_order(row_order, rows)
-    launching.check_order(block_order, blocks)
+    checks.check_order(row_order, rows)
+    checks.check_order(block_order, blocks)
     return row_order, block_order
 
 
@@ -319,17 +300,17 @@ def _check(
     hidden = conv_weight.shape[0]
     length = conv_weight.shape[1] if conv_weight.ndim == 2 else 0
     bias = {} if conv_bias is None else {"conv_bias": (conv_bias, (channels,))}
-    launching.check_shapes(
+    checks.check_shapes(
         glu_weight=(glu_weight, (hidden, 2, hidden)),
         glu_bias=(glu_bias, (hidden, 2)),
         conv_weight=(conv_weight, (hidden, length)),
         **bias,
     )
-    launching.check_input("x", x, conv_weight, hidden)
+    checks.check_input("x", x, conv_weight, hidden)
     if stride < 1 or channels < 1 or length == 0 or length % (stride * channels):
         expected = f"a multiple of stride = {stride} x {channels} channels"
         raise ValueError(f"conv_weight has rows of {length} elements: expected {expected}")
-    added = launching.skip_rows(x, skip, conv_weight)
-    launching.check_precision(precision)
-    prefix = launching.split_width("width", width, hidden, tuple(x.shape[:2]))
+    added = checks.skip_rows(x, skip, conv_weight)
+    checks.check_precision(precision)
+    prefix = checks.split_width("width", width, hidden, tuple(x.shape[:2]))
     return Rows.positions(x), added, length // (stride * channels), prefix

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
+from . import checks, launching
 from .recurrence import load_fp32, tanh
 
 
@@ -33,7 +33,7 @@ def _store_gates(ptrs, reset, update, new, mask, H: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n_time"])
-def _forward_kernel(
+def diagonal_gru_scan(
     gates_ptr,  # (B, n_time, 3, H): input's part of the gates
     weight_ptr,  # (3, H)
     bias_ptr,  # (3, H)
@@ -44,6 +44,7 @@ def _forward_kernel(
     H: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """All steps of some units of an item."""
     item = tl.program_id(0).to(tl.int64)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = offs_h < H
@@ -62,7 +63,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["n_time"])
-def _backward_kernel(
+def diagonal_gru_scan_backward(
     grad_ptr,  # (B, n_time, H): gradient of the output
     grad_last_ptr,  # (B, H): of the last state
     gates_ptr,  # (B, n_time, 3, H)
@@ -78,6 +79,7 @@ def _backward_kernel(
     H: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """All steps of some units of an item, from the last to the first."""
     item = tl.program_id(0).to(tl.int64)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = offs_h < H
@@ -137,7 +139,7 @@ def diagonal_gru_forward(gates_x: Tensor, weight_hh: Tensor, bias_hh: Tensor, st
     gates_x, state = _check(gates_x, weight_hh, bias_hh, state)
     batch, time, _, units = gates_x.shape
     out, last = gates_x.new_empty(batch, time, units), torch.empty_like(state)
-    _launch(_forward_kernel, (gates_x, weight_hh, bias_hh, state, out, last), gates_x)
+    _launch(diagonal_gru_scan, (gates_x, weight_hh, bias_hh, state, out, last), gates_x)
     return out, last
 
 
@@ -167,13 +169,13 @@ def diagonal_gru_backward(
     gates_x, state = _check(gates_x, weight_hh, bias_hh, state)
     batch, time, _, units = gates_x.shape
     grad, out = grad.contiguous(), out.contiguous()
-    launching.check_shapes(grad=(grad, (batch, time, units)), out=(out, (batch, time, units)))
-    grad_last = launching.check_state("grad_last", grad_last, (batch, units), gates_x)
+    checks.check_shapes(grad=(grad, (batch, time, units)), out=(out, (batch, time, units)))
+    grad_last = checks.check_state("grad_last", grad_last, (batch, units), gates_x)
     grad_gates, grad_state = torch.empty_like(gates_x), torch.empty_like(state)
     # One sum per item, added up in order afterwards.
     partial = torch.empty(2, batch, 3, units, dtype=torch.float32, device=gates_x.device)
     given = (grad, grad_last, gates_x, weight_hh, bias_hh, state, out)
-    _launch(_backward_kernel, (*given, grad_gates, partial[0], partial[1], grad_state), gates_x)
+    _launch(diagonal_gru_scan_backward, (*given, grad_gates, partial[0], partial[1], grad_state), gates_x)
     grad_weight, grad_bias = partial.sum(1).to(weight_hh.dtype)
     return grad_gates, grad_weight, grad_bias, grad_state
 
@@ -185,10 +187,10 @@ def _check(gates_x: Tensor, weight_hh: Tensor, bias_hh: Tensor, state: Tensor) -
         raise ValueError(f"gates_x and weight_hh have shapes {found}: expected [B, T, 3, H] and [3, H]")
     gates_x = gates_x.contiguous()
     batch, time, _, units = gates_x.shape
-    launching.check_shapes(
+    checks.check_shapes(
         gates_x=(gates_x, (batch, time, 3, units)), weight_hh=(weight_hh, (3, units)), bias_hh=(bias_hh, (3, units))
     )
-    return gates_x, launching.check_state("state", state, (batch, units), gates_x)
+    return gates_x, checks.check_state("state", state, (batch, units), gates_x)
 
 
 def _launch(kernel: triton.JITFunction, tensors: tuple[Tensor, ...], gates_x: Tensor) -> None:

@@ -18,23 +18,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .launching import BlockConfig, Prefix, Rows
+from . import checks, launching
 from .overlap_add import overlap_add
 from .prefix_gemm import (
     load_row_block,
     load_row_tile,
     load_weight_block,
+    product,
     row_product,
     row_starts,
     weight_grad,
 )
+from .rows import Prefix, Rows
 from .slim_linear_glu import input_cut
+from .tiles import AMPERE, BlockConfig, Chip, block_config, chip_of
 from .window_gemm import window_product
 
 
 @triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "width"])
-def _fused_kernel(
+def encoder_block_fused(
     x_ptr,  # (B, T, C_in), items stride_b positions apart
     conv_weight_ptr,  # (C, window), rows [:k] are read
     conv_bias_ptr,  # (C,)
@@ -56,6 +58,7 @@ def _fused_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All of a block for a tile of rows."""
     rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, C, BLOCK_T)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels)
@@ -70,15 +73,15 @@ def _fused_kernel(
         acc = tl.zeros([BLOCK_T, BLOCK_H], dtype=tl.float32)
         if ROWS.length <= BLOCK_K:
             weight = load_row_block(conv_weight_ptr + units * ROWS.length, 0, ROWS.length, BLOCK_K)
-            acc = tl.dot(window, tl.trans(weight), acc, input_precision=PRECISION)
+            acc = product(window, tl.trans(weight), acc, PRECISION=PRECISION)
         else:
             acc = row_product(acc, row_ptr, None, conv_weight_ptr, units, ROWS.length, ROWS.length, BLOCK_K, PRECISION)
         acc = tl.maximum(acc + tl.load(conv_bias_ptr + units).to(tl.float32)[None, :], 0.0)
         hidden = tl.where(offs_h[None, :] < row_width[:, None], acc, 0.0).to(glu_weight_ptr.dtype.element_ty)
         weight_value = load_weight_block(glu_weight_ptr, 2 * units, offs_c, C, C % BLOCK_C == 0)
-        value = tl.dot(hidden, weight_value, value, input_precision=PRECISION)
+        value = product(hidden, weight_value, value, PRECISION=PRECISION)
         weight_gate = load_weight_block(glu_weight_ptr, 2 * units + 1, offs_c, C, C % BLOCK_C == 0)
-        gate = tl.dot(hidden, weight_gate, gate, input_precision=PRECISION)
+        gate = product(hidden, weight_gate, gate, PRECISION=PRECISION)
         steps += 1
     mask_c = offs_c < C
     value += tl.load(glu_bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
@@ -90,31 +93,11 @@ def _fused_kernel(
 
 
 def select_config(
-    shape: tuple[int, int, int], dtype: torch.dtype, precision: str = "ieee", capability: int = 80
+    shape: tuple[int, int, int], dtype: torch.dtype, precision: str = "ieee", chip: Chip = AMPERE
 ) -> BlockConfig:
-    """Launch parameters for a tile that fits its registers; spills were looked for with ahead-of-time builds.
-
-    Args:
-        shape: rows, window elements ``K * C_in``, channels ``C``.
-        dtype: of all tensors.
-        precision: of float32 products.
-        capability: see `launching.capability`.
-
-    Returns:
-        A fused configuration where one tile holds all output channels, else one of two launches.
-    """
+    """Launch parameters for rows, window elements ``K * C_in``, channels ``C``; fused where a tile has all of these."""
     rows, window, channels = shape
-    half = dtype != torch.float32
-    fma = not half and precision != "tf32"
-    block_c = min(max(triton.next_power_of_2(channels), 16), 128)
-    # In TF32, tensor memory (sm_100) takes more registers on its way out than 128 rows leave.
-    small = capability < 90 or (capability >= 100 and not half)
-    block_t = 64 if fma or (small and block_c > 32) else 128
-    block_t = min(max(triton.next_power_of_2(rows), 16), 32 if fma and block_c == 128 else block_t)
-    block_h = 16 if fma or (not half and block_c == 128) else 32
-    block_k = min(max(triton.next_power_of_2(window), 16), 16 if fma else 64 if half else 32)
-    num_warps = 8 if fma or block_t * block_c > 4096 else 4
-    return BlockConfig(channels <= block_c, block_t, block_c, block_h, block_k, num_warps, 2 if fma else 3)
+    return block_config("encoder_block", (rows, channels, window), dtype, precision, chip)
 
 
 def launch_grid(shape: tuple[int, int, int], config: BlockConfig) -> tuple[int, int]:
@@ -161,8 +144,8 @@ def encoder_block_forward(
     windows, prefix = _check(x, conv_weight, conv_bias, glu_weight, glu_bias, width, stride, order, precision)
     channels = conv_weight.shape[0]
     shape = (windows.count, windows.length, channels)
-    config = config or select_config(shape, x.dtype, precision, launching.capability(x.device))
-    launching.check_steps(steps, launch_grid(shape, config), config)
+    config = config or select_config(shape, x.dtype, precision, chip_of(x.device))
+    checks.check_steps(steps, launch_grid(shape, config), config)
     if not config.fused:
         hidden = window_product(windows, conv_weight, conv_bias, prefix, relu=True, order=order, precision=precision)
         rows = Rows.positions(hidden)
@@ -171,7 +154,7 @@ def encoder_block_forward(
     if y.numel() == 0:
         return y
     launching.launch(
-        _fused_kernel,
+        encoder_block_fused,
         launch_grid(shape, config),
         *(windows.data, conv_weight, conv_bias, glu_weight, glu_bias, y, prefix.rows, order, steps),
         *(windows.stride_b, windows.count, windows.per_item, prefix.bound),
@@ -221,7 +204,7 @@ def encoder_block_backward(
     windows, prefix = _check(x, conv_weight, conv_bias, glu_weight, glu_bias, width, stride, order, precision)
     grad = grad.contiguous()
     shape = (x.shape[0], windows.per_item, conv_weight.shape[0])
-    launching.check_shapes(conv_weight=(conv_weight, tuple(conv_weight.shape)), grad=(grad, shape))
+    checks.check_shapes(conv_weight=(conv_weight, tuple(conv_weight.shape)), grad=(grad, shape))
     shared = {"order": order, "precision": precision}
     hidden = window_product(windows, conv_weight, conv_bias, prefix, relu=True, **shared)
     hidden_rows = Rows.positions(hidden)
@@ -257,17 +240,17 @@ def _check(
 ) -> tuple[Rows, Prefix]:
     """Check what a block is given and return its windows and its width."""
     channels, window = conv_weight.shape if conv_weight.ndim == 2 else (0, 0)
-    launching.check_shapes(
+    checks.check_shapes(
         conv_weight=(conv_weight, (channels, window)),
         conv_bias=(conv_bias, (channels,)),
         glu_weight=(glu_weight, (channels, 2 * channels)),
         glu_bias=(glu_bias, (2 * channels,)),
     )
-    launching.check_input("x", x, conv_weight, x.shape[-1])
+    checks.check_input("x", x, conv_weight, x.shape[-1])
     if stride < 1 or window == 0 or window % (stride * x.shape[2]):
         expected = f"a multiple of stride = {stride} x {x.shape[2]} channels"
         raise ValueError(f"windows of {window} elements: expected {expected}")
     windows = Rows.windows(x, stride, window)
-    launching.check_precision(precision)
-    launching.check_order(order, windows.count)
-    return windows, launching.split_width("width", width, channels, (x.shape[0], windows.per_item))
+    checks.check_precision(precision)
+    checks.check_order(order, windows.count)
+    return windows, checks.split_width("width", width, channels, (x.shape[0], windows.per_item))

@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .launching import Prefix, Rows
-from .prefix_gemm import load_cut_block, load_row_tile, load_weight_block, select_tile
+from .prefix_gemm import load_cut_block, load_row_tile, load_weight_block, product
+from .rows import Prefix, Rows
+from .tiles import chip_of, product_tile
 
 
 class Layout(NamedTuple):
@@ -122,7 +123,7 @@ def output_width(
 
 
 @triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_blocks", "n_time", "width", "width_out"])
-def _overlap_add_kernel(
+def overlap_add_gather(
     x_ptr,  # rows of J, CHANNELS apart, item stride stride_b
     weight_ptr,  # (J, taps * cols), rows [:UNIT * k] are read
     bias_ptr,  # (channels,) or None
@@ -148,6 +149,7 @@ def _overlap_add_kernel(
     BLOCK_J: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """A tile of output blocks, or of one phase of each."""
     blocks, mask_t, _, _ = load_row_tile(order_ptr, None, width, n_rows, J, BLOCK_T)
     phase = tl.program_id(2)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -171,7 +173,7 @@ def _overlap_add_kernel(
             hidden = load_cut_block(x_ptr + starts, row_width * UNIT, offs_j, J, BLOCK_J)
             units = tl.minimum(offs_j, active - 1) * OUT.taps + tap
             weight = load_weight_block(weight_ptr, units, offs_c, OUT.cols, OUT.cols % BLOCK_C == 0)
-            acc = tl.dot(hidden, weight, acc, input_precision=PRECISION)
+            acc = product(hidden, weight, acc, PRECISION=PRECISION)
     store_blocks(
         acc,
         bias_ptr,
@@ -239,9 +241,9 @@ def overlap_add(
     layout = Layout.of(channels, taps, stride, dilation, padding, whole=width_out is None)
     blocks = triton.cdiv(n_time + padding, stride)
     cut_out, width_out = width_out is not None, width_out or Prefix(channels)
-    tile = select_tile(batch * blocks, layout.cols, weight.dtype, precision, launching.capability(weight.device))
+    tile = product_tile(batch * blocks, layout.cols, weight.dtype, precision, chip_of(weight.device))
     launching.launch(
-        _overlap_add_kernel,
+        overlap_add_gather,
         (*tile.grid(batch * blocks, layout.cols), layout.phases),
         *(rows.data, weight, bias, out, width.rows, width_out.rows, order),
         *(rows.stride_b, batch * blocks, per_item, blocks, n_time, width.bound, width_out.bound),

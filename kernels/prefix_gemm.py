@@ -2,7 +2,7 @@
 
 Dimensions:
     rows: positions of all batch items one after another; row ``n`` is position ``n % n_pos`` of item ``n // n_pos``.
-        A row is one run of elements, or several ``taps`` (see `launching.Rows`).
+        A row is one run of elements, or several ``taps`` (see `rows.Rows`).
     J: columns of the slimmed axis, ``UNIT`` per unit; a row of width ``k`` has its leading ``UNIT * k`` columns active.
     LENGTH: elements of a run; where runs are cut too, its leading elements are active.
 
@@ -21,7 +21,36 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .launching import Prefix, Rows, Tile
+from .rows import Prefix, Rows
+from .tiles import chip_of, product_tile
+
+
+@triton.jit
+def round_tf32(x, BITS: tl.constexpr):
+    """fp32 rounded to TF32's eleven bits, ties away from zero; NaN stays NaN."""
+    if not BITS:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def product(a, b, acc=None, PRECISION: tl.constexpr = "ieee"):
+    """``acc + a @ b``, or ``a @ b`` alone.
+
+    Tensor cores cut fp32 factors to TF32, which makes every product a little smaller, so that errors add up over the
+    layers. They are rounded first: by an instruction of NVIDIA's, or ``"by bits"`` where there is none.
+    """
+    if PRECISION == "tf32" and a.dtype == tl.float32:
+        a, b = round_tf32(a, False), round_tf32(b, False)
+    elif PRECISION == "tf32 by bits" and a.dtype == tl.float32:
+        a, b = round_tf32(a, True), round_tf32(b, True)
+    kind: tl.constexpr = "tf32" if PRECISION == "tf32 by bits" else PRECISION
+    if acc is None:
+        return tl.dot(a, b, input_precision=kind)
+    return tl.dot(a, b, acc, input_precision=kind)
 
 
 @triton.jit
@@ -107,7 +136,7 @@ def row_product(
             # Rounded once, as the same sum in half precision is.
             x = (x.to(tl.float32) + load_row_block(add_ptr, depth, LENGTH, BLOCK_K).to(tl.float32)).to(x.dtype)
         weight = load_row_block(weight_ptr + units * PITCH, depth, LENGTH, BLOCK_K)
-        acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
+        acc = product(x, tl.trans(weight), acc, PRECISION=PRECISION)
     return acc
 
 
@@ -134,7 +163,7 @@ def load_cut_block(row_ptr, active, offs, LENGTH: tl.constexpr, BLOCK: tl.conste
         *("hidden_stride_b", "stride_b", "n_rows", "n_pos", "n_time", "n_units", "rows_per_split", "width", "width_in")
     ]
 )
-def _weight_grad_kernel(
+def prefix_gemm_weight_grad(
     hidden_ptr,  # rows of J, HIDDEN_CHANNELS apart
     data_ptr,  # rows of several runs
     partial_ptr,  # (splits, n_units, taps, length) fp32
@@ -160,6 +189,7 @@ def _weight_grad_kernel(
     BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """A tile of the gradient of a weight, summed over one run of the rows."""
     offs_j = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
     tap = tl.program_id(1) % ROWS.taps
     offs_m = tl.program_id(1) // ROWS.taps * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -188,7 +218,7 @@ def _weight_grad_kernel(
                 if ROWS.length % BLOCK_M == 0
                 else tl.load(ptrs, mask=(offs_m < ROWS.length)[None, :], other=0.0)
             )
-        acc = tl.dot(tl.trans(hidden), data, acc, input_precision=PRECISION)
+        acc = product(tl.trans(hidden), data, acc, PRECISION=PRECISION)
         if bias_ptr is not None:
             bias += tl.sum(hidden.to(tl.float32), axis=0)
     mask_j = offs_j < n_units
@@ -197,26 +227,6 @@ def _weight_grad_kernel(
     tl.store(ptrs, acc, mask=mask_j[:, None] & (offs_m < ROWS.length)[None, :])
     if bias_ptr is not None and tl.program_id(1) == 0:
         tl.store(bias_ptr + units, bias, mask=mask_j)
-
-
-def select_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee", capability: int = 80) -> Tile:
-    """A tile for ``rows`` x ``cols`` outputs, chosen so that ahead-of-time builds do not spill (one does: README)."""
-    fits = 64 if dtype == torch.float32 and precision != "tf32" else 128
-    rows, cols = (min(max(triton.next_power_of_2(n), 16), fits) for n in (rows, cols))
-    if fits == 64:
-        # From sm_90 on the compiler would rather spill a little than give a thread more sums than these.
-        cols = min(cols, 32) if capability >= 100 else cols
-        return Tile(rows, cols, 16, 8 if capability >= 90 or rows * cols >= 2048 else 4, num_stages=2)
-    # A third stage does not fit what older chips have: registers before sm_90, shared memory on AMD.
-    num_stages, large = (3, 1024) if capability >= 90 else (2, 2048)
-    num_warps = 8 if rows * cols >= large else 4
-    if dtype == torch.float32:
-        # Tensor memory takes registers on its way out; before sm_90 the sums themselves lie in registers.
-        rows = rows if capability == 90 else min(rows, 64)
-        return Tile(rows, min(cols, 64), 32, num_warps, num_stages)
-    # Few rows leave registers for a deeper step; at 32 the compiler would rather spill a little and fit more programs.
-    deep = rows == 16 or rows * cols >= (8192 if capability >= 100 else fits**2)
-    return Tile(rows, cols, 64 if deep else 32, num_warps, num_stages)
 
 
 def weight_grad(
@@ -251,7 +261,7 @@ def weight_grad(
     grad_bias = torch.zeros(units, dtype=dtype, device=device) if bias else None
     if rows == 0 or active == 0:
         return grad, grad_bias
-    tile = select_tile(active, data.length, dtype, precision, launching.capability(device))
+    tile = product_tile(active, data.length, dtype, precision, chip_of(device))
     tile = replace(tile, depth=min(tile.depth, 32))
     blocks_j, blocks_m = tile.grid(active, data.length)
     splits, per_split = _splits(rows, blocks_j * blocks_m * data.taps, tile.depth)
@@ -260,7 +270,7 @@ def weight_grad(
     cut = width_in is not None or not data.plain
     width_in = width_in or Prefix(data.length)
     launching.launch(
-        _weight_grad_kernel,
+        prefix_gemm_weight_grad,
         (blocks_j, blocks_m * data.taps, splits),
         *(hidden.data, data.data, partial, partial_bias, width.rows, width_in.rows),
         *(hidden.stride_b, data.stride_b, rows, data.per_item, data.data.shape[1], active, per_split),

@@ -10,7 +10,7 @@ instruction. A program runs all steps of a tile of items, and does so in one of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .launching import Prefix, Rows
 from .overlap_add import overlap_add
-from .prefix_gemm import weight_grad
+from .prefix_gemm import product, weight_grad
+from .rows import Prefix, Rows, packed_time
+from .tiles import AMPERE, Chip, RecurrentConfig, recurrent_config
 from .window_gemm import window_product
 
 BLOCK_B = 16
@@ -98,56 +99,17 @@ def add_sent_back(
             for gate in tl.static_range(GATES):
                 grads = tl.load(grads_ptr[None, :] + GATES * offs_u[:, None] + gate, mask=active, other=0.0)
                 weight = load_record_block(weight_ptr, gate, offs_u, offs_j, k_max, GATES, H, BLOCK_J)
-                acc = tl.dot(tl.trans(weight), grads, acc, input_precision=PRECISION)
+                acc = product(tl.trans(weight), grads, acc, PRECISION=PRECISION)
         ptrs = before_ptr[None, :] + offs_j[:, None]
         active = offs_j[:, None] < k[None, :]
         tl.store(ptrs, load_fp32(ptrs, active) + acc, mask=active)
 
 
-@dataclass(frozen=True)
-class RecurrentConfig:
-    """Launch parameters of a recurrent kernel.
-
-    Args:
-        resident: whether weights and state stay on chip.
-        block_u: units of a tile.
-        block_j: units whose state is read per step of a product.
-        num_warps: of a program.
-    """
-
-    resident: bool
-    block_u: int
-    block_j: int
-    num_warps: int
-
-
 def select_config(
-    width: Prefix, dtype: torch.dtype, precision: str = "ieee", *, backward: bool = False, capability: int = 80
+    width: Prefix, dtype: torch.dtype, precision: str = "ieee", *, backward: bool = False, chip: Chip = AMPERE
 ) -> RecurrentConfig:
-    """Launch parameters that fit the registers; spills were looked for with ahead-of-time builds.
-
-    Args:
-        width: active units of every step.
-        dtype: of the weights.
-        precision: of float32 products.
-        backward: whether for the backward pass.
-        capability: see `launching.capability`.
-    """
-    half = dtype != torch.float32
-    tile = max(triton.next_power_of_2(width.bound), 16)
-    # Tensor memory takes registers on its way in and out, and AMD has fewer for its wider warps; the backward pass has
-    # more to hold, so gets smaller tiles.
-    small = backward and not 80 <= capability < 100
-    fits = 32 if not half else 64 if small else 128
-    if width.rows is None and tile <= fits:
-        return RecurrentConfig(True, tile, tile, {16: 2, 128: 8}.get(tile, 4))
-    if half:
-        return RecurrentConfig(False, min(tile, 32 if small else 64), min(tile, 64), 4)
-    if precision == "tf32" and capability >= 90:
-        return RecurrentConfig(False, min(tile, 64), min(tile, 32), 4)
-    # Before sm_90 one width for all of TF32's rows lets the compiler spill a little at 32.
-    narrow = precision == "tf32" and width.rows is None and not backward
-    return RecurrentConfig(False, min(tile, 32), 16 if narrow else min(tile, 32), 4)
+    """Launch parameters for the active units of every step."""
+    return recurrent_config(width.bound, width.rows, dtype, precision, backward=backward, chip=chip)
 
 
 def launch_loop(
@@ -265,4 +227,4 @@ def project_grads(
 
 def _group_rows(x: Tensor, groups: int) -> Rows:
     """The part of the first of ``groups`` in every position of ``x``; the others follow."""
-    return Rows(launching.packed_time(x), x.shape[1], 1, x.shape[2] // groups)
+    return Rows(packed_time(x), x.shape[1], 1, x.shape[2] // groups)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import launching
-from .launching import Prefix, Rows
+from . import checks
 from .overlap_add import overlap_add
 from .prefix_gemm import weight_grad
+from .rows import Prefix, Rows, packed_time
 from .window_gemm import window_product
 
 
@@ -52,8 +52,8 @@ def slim_conv1d_forward(
         ValueError: for arguments that do not fit together.
     """
     rows, prefix_in, prefix_out = _check(x, weight, bias, width_in, width_out, stride, padding, dilation)
-    launching.check_precision(precision)
-    launching.check_order(order, rows.count)
+    checks.check_precision(precision)
+    checks.check_order(order, rows.count)
     ragged = prefix_out.rows is not None
     out = window_product(
         rows,
@@ -106,8 +106,8 @@ def slim_conv1d_backward(
         ValueError: for arguments that do not fit together.
     """
     rows, prefix_in, prefix_out = _check(x, weight, bias, width_in, width_out, stride, padding, dilation)
-    launching.check_precision(precision)
-    grad = launching.output_grad(grad, out if relu else None, (x.shape[0], rows.per_item), prefix_out, weight.shape[0])
+    checks.check_precision(precision)
+    grad = checks.output_grad(grad, out if relu else None, (x.shape[0], rows.per_item), prefix_out, weight.shape[0])
     grads, channels = Rows.positions(grad), x.shape[2]
     grad_x = None
     if input_grad:
@@ -141,15 +141,15 @@ def _check(
     dilation: int,
 ) -> tuple[Rows, Prefix | None, Prefix]:
     """Check what the layer is given; return its windows, the width of its input (None for all) and of its output."""
-    outputs, kernel, inputs = launching.check_convolution(weight, bias, stride, padding, dilation, bias_axis=0)
-    prefix_in = launching.input_width("width_in", x, weight, width_in, inputs)
+    outputs, kernel, inputs = checks.check_convolution(weight, bias, stride, padding, dilation, bias_axis=0)
+    prefix_in = checks.input_width("width_in", x, weight, width_in, inputs)
     prefix_in, channels = None if prefix_in == Prefix(inputs) else prefix_in, x.shape[2]
     time, reach = x.shape[1] + 2 * padding, dilation * (kernel - 1)
     per_item = max((time - reach - 1) // stride + 1, 0)
-    prefix_out = launching.split_width("width_out", width_out, outputs, (x.shape[0], per_item))
+    prefix_out = checks.split_width("width_out", width_out, outputs, (x.shape[0], per_item))
     if padding == 0 and dilation == 1 and prefix_in is None:
         return Rows.windows(x, stride, kernel * channels), None, prefix_out
     if x.shape[1] == 0 and per_item > 0:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected positions to convolve")
-    packed = launching.packed_time(x)
+    packed = packed_time(x)
     return Rows(packed, per_item, stride, channels, kernel, dilation, padding), prefix_in, prefix_out

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import launching
-from .launching import Prefix, Rows
+from . import checks
 from .overlap_add import overlap_add
 from .prefix_gemm import weight_grad
+from .rows import Prefix, Rows
 from .window_gemm import window_product
 
 
@@ -50,7 +50,7 @@ def slim_conv_transpose1d_forward(
     prefix_in, prefix_out, time = _check(
         x, weight, bias, width_in, width_out, stride, padding, output_padding, dilation
     )
-    launching.check_precision(precision)
+    checks.check_precision(precision)
     full = prefix_out == Prefix(weight.shape[2])
     out = overlap_add(
         Rows.positions(x),
@@ -108,9 +108,9 @@ def slim_conv_transpose1d_backward(
     prefix_in, prefix_out, time = _check(
         x, weight, bias, width_in, width_out, stride, padding, output_padding, dilation
     )
-    launching.check_precision(precision)
+    checks.check_precision(precision)
     inputs, kernel, outputs = weight.shape
-    grad = launching.output_grad(grad, out if relu else None, (x.shape[0], time), prefix_out, outputs)
+    grad = checks.output_grad(grad, out if relu else None, (x.shape[0], time), prefix_out, outputs)
     shared = {"width_in": prefix_out, "precision": precision}
     windows = Rows(grad, x.shape[1], stride, outputs, kernel, dilation, padding)
     if padding == 0 and dilation == 1 and prefix_out == Prefix(outputs):
@@ -136,10 +136,10 @@ def _check(
     dilation: int,
 ) -> tuple[Prefix, Prefix, int]:
     """Check what the layer is given; return the widths of its input and its output, and the output's positions."""
-    inputs, kernel, outputs = launching.check_convolution(weight, bias, stride, padding, dilation, bias_axis=2)
-    prefix_in = launching.input_width("width_in", x, weight, width_in, inputs)
+    inputs, kernel, outputs = checks.check_convolution(weight, bias, stride, padding, dilation, bias_axis=2)
+    prefix_in = checks.input_width("width_in", x, weight, width_in, inputs)
     if not 0 <= output_padding < max(stride, dilation):
         raise ValueError(f"output_padding = {output_padding}: expected 0 to {max(stride, dilation) - 1}")
     time = max((x.shape[1] - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1, 0)
-    prefix_out = launching.split_width("width_out", width_out, outputs, (x.shape[0], time))
+    prefix_out = checks.split_width("width_out", width_out, outputs, (x.shape[0], time))
     return prefix_in, prefix_out, time

@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .launching import Prefix
-from .prefix_gemm import load_cut_block
+from . import checks
+from .prefix_gemm import load_cut_block, product
 from .recurrence import (
     RecurrentConfig,
     launch_loop,
@@ -29,6 +28,8 @@ from .recurrence import (
     step_width,
     tanh,
 )
+from .rows import Prefix
+from .tiles import chip_of
 
 
 @triton.jit
@@ -62,7 +63,7 @@ def _update(
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
-def _resident_kernel(
+def slim_gru_resident(
     gates_ptr,  # (n_batch, n_time, M, H, 3)
     weight_ptr,  # (M, H, 3, H), rows and columns [:width] are read
     bias_ptr,  # (M, H, 3)
@@ -77,6 +78,7 @@ def _resident_kernel(
     BLOCK_U: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All steps of a tile of items and a group, weights and state on chip."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     group = tl.program_id(1)
     offs_u = tl.arange(0, BLOCK_U)
@@ -89,16 +91,16 @@ def _resident_kernel(
     h = load_fp32(states, active)
     for t in range(0, n_time):
         seen = h.to(weight_r.dtype)
-        sum_r = tl.dot(weight_r, seen, input_precision=PRECISION)
-        sum_z = tl.dot(weight_z, seen, input_precision=PRECISION)
-        sum_n = tl.dot(weight_n, seen, input_precision=PRECISION)
+        sum_r = product(weight_r, seen, PRECISION=PRECISION)
+        sum_z = product(weight_z, seen, PRECISION=PRECISION)
+        sum_n = product(weight_n, seen, PRECISION=PRECISION)
         step = items * n_time + t
         h = _update(sum_r, sum_z, sum_n, h, gates_ptr, bias_ptr, out_ptr, step, mask_b, group, offs_u, active, M, H)
     tl.store(states + M * n_batch.to(tl.int64) * H, h, mask=active)
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
-def _streamed_kernel(
+def slim_gru_streamed(
     gates_ptr,  # (n_batch, n_time, M, H, 3)
     weight_ptr,  # (M, H, 3, H), rows and columns [:k] are read
     bias_ptr,  # (M, H, 3)
@@ -115,6 +117,7 @@ def _streamed_kernel(
     BLOCK_J: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All steps of a tile of items and a group, weights from the cache."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     group = tl.program_id(1)
     weights = weight_ptr + group * (3 * H * H)
@@ -134,11 +137,11 @@ def _streamed_kernel(
                 offs_j = j + tl.arange(0, BLOCK_J)
                 seen = tl.trans(load_cut_block(old, k, offs_j, H, BLOCK_J)).to(weight_ptr.dtype.element_ty)
                 weight_r = load_record_block(weights, 0, offs_u, offs_j, k_max, 3, H, BLOCK_J)
-                sum_r = tl.dot(weight_r, seen, sum_r, input_precision=PRECISION)
+                sum_r = product(weight_r, seen, sum_r, PRECISION=PRECISION)
                 weight_z = load_record_block(weights, 1, offs_u, offs_j, k_max, 3, H, BLOCK_J)
-                sum_z = tl.dot(weight_z, seen, sum_z, input_precision=PRECISION)
+                sum_z = product(weight_z, seen, sum_z, PRECISION=PRECISION)
                 weight_n = load_record_block(weights, 2, offs_u, offs_j, k_max, 3, H, BLOCK_J)
-                sum_n = tl.dot(weight_n, seen, sum_n, input_precision=PRECISION)
+                sum_n = product(weight_n, seen, sum_n, PRECISION=PRECISION)
             active = offs_u[:, None] < k[None, :]
             exists = (offs_u < H)[:, None] & mask_b[None, :]
             h = load_fp32(old[None, :] + offs_u[:, None], exists)
@@ -180,7 +183,7 @@ def slim_gru_forward(
         ValueError: for arguments that do not fit together.
     """
     prefix, state = check_gru(x, weight_ih, weight_hh, bias_ih, bias_hh, width, state, precision)
-    config = config or select_config(prefix, weight_hh.dtype, precision, capability=launching.capability(x.device))
+    config = config or select_config(prefix, weight_hh.dtype, precision, chip=chip_of(x.device))
     groups, units = weight_hh.shape[:2]
     batch, time = x.shape[:2]
     gates = project(x, weight_ih, bias_ih, prefix, precision=precision)
@@ -191,7 +194,7 @@ def slim_gru_forward(
         return out, state.clone()
     tensors = (gates, weight_hh, bias_hh, states, out)
     sizes = {"M": groups, "H": units}
-    launch_loop((_resident_kernel, _streamed_kernel), config, tensors, prefix, (batch, time), sizes, precision)
+    launch_loop((slim_gru_resident, slim_gru_streamed), config, tensors, prefix, (batch, time), sizes, precision)
     return out, states[1 if config.resident else time % 2].to(state.dtype)
 
 
@@ -209,13 +212,13 @@ def check_gru(
     if weight_ih.ndim != 4:
         raise ValueError(f"weight_ih has shape {tuple(weight_ih.shape)}: expected [groups, units, 3, inputs]")
     groups, units, _, inputs = weight_ih.shape
-    launching.check_shapes(
+    checks.check_shapes(
         weight_ih=(weight_ih, (groups, units, 3, inputs)),
         weight_hh=(weight_hh, (groups, units, 3, units)),
         bias_ih=(bias_ih, (groups, units, 3)),
         bias_hh=(bias_hh, (groups, units, 3)),
     )
-    launching.check_input("x", x, weight_ih, groups * inputs)
-    launching.check_precision(precision)
-    state = launching.check_state("state", state, (groups, x.shape[0], units), weight_ih)
-    return launching.split_width("width", width, units, tuple(x.shape[:2])), state
+    checks.check_input("x", x, weight_ih, groups * inputs)
+    checks.check_precision(precision)
+    state = checks.check_state("state", state, (groups, x.shape[0], units), weight_ih)
+    return checks.split_width("width", width, units, tuple(x.shape[:2])), state

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
+from . import checks
+from .prefix_gemm import product
 from .recurrence import (
     RecurrentConfig,
     add_sent_back,
@@ -27,6 +28,7 @@ from .recurrence import (
     tanh,
 )
 from .slim_gru import check_gru
+from .tiles import chip_of
 
 
 @triton.jit
@@ -69,7 +71,7 @@ def _downdate(
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
-def _resident_backward_kernel(
+def slim_gru_resident_backward(
     grad_ptr,  # (n_batch, n_time, M, H)
     gates_ptr,  # (n_batch, n_time, M, H, 3)
     sums_ptr,  # (n_batch, n_time, M, H, 3)
@@ -87,6 +89,7 @@ def _resident_backward_kernel(
     BLOCK_U: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All steps back, weights and gradient of the state on chip."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     group = tl.program_id(1)
     offs_u = tl.arange(0, BLOCK_U)
@@ -116,15 +119,15 @@ def _resident_backward_kernel(
             H,
         )
         # A sum of its own: Triton 3.9 fails for sm_100 on an accumulator that the loop carries through other code.
-        acc = tl.dot(weight_r, grad_r.to(weight_r.dtype), input_precision=PRECISION)
-        acc = tl.dot(weight_z, grad_z.to(weight_r.dtype), acc, input_precision=PRECISION)
-        acc = tl.dot(weight_n, grad_past.to(weight_r.dtype), acc, input_precision=PRECISION)
+        acc = product(weight_r, grad_r.to(weight_r.dtype), PRECISION=PRECISION)
+        acc = product(weight_z, grad_z.to(weight_r.dtype), acc, PRECISION=PRECISION)
+        acc = product(weight_n, grad_past.to(weight_r.dtype), acc, PRECISION=PRECISION)
         grad_h += acc
     tl.store(states + M * n_batch.to(tl.int64) * H, grad_h, mask=active)
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
-def _streamed_backward_kernel(
+def slim_gru_streamed_backward(
     grad_ptr,  # (n_batch, n_time, M, H)
     gates_ptr,  # (n_batch, n_time, M, H, 3)
     sums_ptr,  # (n_batch, n_time, M, H, 3)
@@ -144,6 +147,7 @@ def _streamed_backward_kernel(
     BLOCK_J: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All steps back, weights from the cache."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     group = tl.program_id(1)
     weights = weight_ptr + group * (3 * H * H)
@@ -216,15 +220,13 @@ def slim_gru_backward(
         ValueError: for arguments that do not fit together.
     """
     prefix, state = check_gru(x, weight_ih, weight_hh, bias_ih, bias_hh, width, state, precision)
-    config = config or select_config(
-        prefix, weight_hh.dtype, precision, backward=True, capability=launching.capability(x.device)
-    )
+    config = config or select_config(prefix, weight_hh.dtype, precision, backward=True, chip=chip_of(x.device))
     groups, units = weight_hh.shape[:2]
     batch, time = x.shape[:2]
     grad, out = grad.contiguous(), out.contiguous()
     shape = (batch, time, groups * units)
-    launching.check_shapes(weight_hh=(weight_hh, tuple(weight_hh.shape)), grad=(grad, shape), out=(out, shape))
-    grad_last = launching.check_state("grad_last", grad_last, tuple(state.shape), weight_hh)
+    checks.check_shapes(weight_hh=(weight_hh, tuple(weight_hh.shape)), grad=(grad, shape), out=(out, shape))
+    grad_last = checks.check_state("grad_last", grad_last, tuple(state.shape), weight_hh)
     before = states_before(out.unflatten(2, (groups, units)), state, prefix).flatten(2)
     gates = project(x, weight_ih, bias_ih, prefix, precision=precision)
     sums = project(before, weight_hh, bias_hh, prefix, width_in=prefix, precision=precision)
@@ -232,7 +234,7 @@ def slim_gru_backward(
     states = grad_last.float().expand(2, *state.shape).contiguous()
     tensors = (grad, gates, sums, before, weight_hh, grad_gates, grad_sums, states)
     if out.numel() > 0:
-        kernels, sizes = (_resident_backward_kernel, _streamed_backward_kernel), {"M": groups, "H": units}
+        kernels, sizes = (slim_gru_resident_backward, slim_gru_streamed_backward), {"M": groups, "H": units}
         launch_loop(kernels, config, tensors, prefix, (batch, time), sizes, precision)
     last = states[1 if config.resident or time % 2 else 0] if time else states[0]
     shared = {"width": prefix, "precision": precision}

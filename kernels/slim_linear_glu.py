@@ -19,18 +19,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .launching import Prefix, Rows, Tile
+from . import checks, launching
 from .overlap_add import overlap_add
 from .prefix_gemm import (
     load_cut_block,
     load_row_tile,
     load_weight_block,
+    product,
     row_product,
     row_starts,
-    select_tile,
     weight_grad,
 )
+from .rows import Prefix, Rows, addend
+from .tiles import Tile, chip_of, product_tile
 from .window_gemm import window_product
 
 
@@ -58,7 +59,7 @@ def glu_units(
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "width"])
-def _output_cut_kernel(
+def slim_linear_glu_output(
     x_ptr,  # (B, n_pos, C_IN), item stride stride_b, positions CHANNELS apart
     skip_ptr,  # (B, n_pos, C_IN), item stride stride_skip, positions SKIP_CHANNELS apart, or None
     weight_ptr,  # (C_OUT, 2, C_IN), rows [:k] are read
@@ -111,7 +112,7 @@ def _output_cut_kernel(
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "width"])
-def _input_cut_kernel(
+def slim_linear_glu_input(
     x_ptr,  # (B, n_pos, C_IN), item stride stride_b, positions CHANNELS apart; columns [:k] of a row are used
     skip_ptr,  # (B, n_pos, C_IN), item stride stride_skip, positions SKIP_CHANNELS apart, or None
     weight_ptr,  # (C_IN, 2 * C_OUT), rows [:k] are read
@@ -149,9 +150,9 @@ def _input_cut_kernel(
             skip = load_cut_block(skip_rows, row_width, offs_h, C_IN, BLOCK_H)
             hidden = (hidden.to(tl.float32) + skip.to(tl.float32)).to(hidden.dtype)
         weight_value = load_weight_block(weight_ptr, 2 * units, offs_c, C_OUT, C_OUT % BLOCK_C == 0)
-        value = tl.dot(hidden, weight_value, value, input_precision=PRECISION)
+        value = product(hidden, weight_value, value, PRECISION=PRECISION)
         weight_gate = load_weight_block(weight_ptr, 2 * units + 1, offs_c, C_OUT, C_OUT % BLOCK_C == 0)
-        gate = tl.dot(hidden, weight_gate, gate, input_precision=PRECISION)
+        gate = product(hidden, weight_gate, gate, PRECISION=PRECISION)
     mask_c = offs_c < C_OUT
     mask = mask_t[:, None] & mask_c[None, :]
     value += tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
@@ -178,7 +179,7 @@ def input_cut(
     order: Tensor | None = None,
     precision: str,
 ) -> Tensor:
-    """Launch `_input_cut_kernel`: ``[B, T, C_out]``, or ``[B, T, 2 C_out]`` from the gradient of the output."""
+    """Launch `slim_linear_glu_input`: ``[B, T, C_out]``, or ``[B, T, 2 C_out]`` from the gradient of the output."""
     channels = weight.shape[1] // 2
     out = weight.new_empty(rows.data.shape[0], rows.per_item, channels if grad is None else 2 * channels)
     if out.numel() == 0:
@@ -187,7 +188,7 @@ def input_cut(
     tile = _half_tile(rows, channels, weight, precision)
     options = {**tile.launch_options("BLOCK_T", "BLOCK_C", "BLOCK_H"), "C_OUT": channels, "PRECISION": precision}
     tensors = (weight, bias, grad, out, width.rows, order)
-    _launch(_input_cut_kernel, tile.grid(rows.count, channels), rows, skip, tensors, width.bound, options)
+    _launch(slim_linear_glu_input, tile.grid(rows.count, channels), rows, skip, tensors, width.bound, options)
     return out
 
 
@@ -203,7 +204,7 @@ def output_cut(
     order: Tensor | None = None,
     precision: str,
 ) -> tuple[Tensor, Tensor | None]:
-    """Launch `_output_cut_kernel`: ``[B, T, C_out]``, and from its gradient that at the GLU's input.
+    """Launch `slim_linear_glu_output`: ``[B, T, C_out]``, and from its gradient that at the GLU's input.
 
     The latter is ``[B, T, 2 C_out]``, value and gate of a unit side by side. Inactive columns are undefined, or with
     ``zero`` those of the first are zero.
@@ -219,13 +220,13 @@ def output_cut(
     options = {**tile.launch_options("BLOCK_T", "BLOCK_H", "BLOCK_K"), "C_OUT": channels, "PRECISION": precision}
     tensors = (weight, bias, grad, out, halves, width.rows, order)
     grid = tile.grid(rows.count, written)
-    _launch(_output_cut_kernel, grid, rows, skip, tensors, width.bound, {**options, "ZERO": zero})
+    _launch(slim_linear_glu_output, grid, rows, skip, tensors, width.bound, {**options, "ZERO": zero})
     return out, halves
 
 
 def _half_tile(rows: Rows, cols: int, weight: Tensor, precision: str) -> Tile:
     """A tile for ``cols`` outputs that come from twice as many sums."""
-    tile = select_tile(rows.count, 2 * cols, weight.dtype, precision, launching.capability(weight.device))
+    tile = product_tile(rows.count, 2 * cols, weight.dtype, precision, chip_of(weight.device))
     return replace(tile, cols=max(tile.cols // 2, 16))
 
 
@@ -239,7 +240,7 @@ def _launch(
     options: dict[str, Any],
 ) -> None:
     """Start one of the two kernels on ``rows`` and what is added to them."""
-    added, added_stride, added_channels = launching.addend(skip)
+    added, added_stride, added_channels = addend(skip)
     launching.launch(
         kernel,
         grid,
@@ -281,8 +282,8 @@ def slim_linear_glu_forward(
         ValueError: for arguments that do not fit together.
     """
     rows, added, width = _check(x, weight, bias, width, cut, skip)
-    launching.check_precision(precision)
-    launching.check_order(order, rows.count)
+    checks.check_precision(precision)
+    checks.check_order(order, rows.count)
     if cut == "input":
         return input_cut(rows, added, weight, bias, width, order=order, precision=precision)
     ragged = width.rows is not None
@@ -321,13 +322,13 @@ def slim_linear_glu_backward(
     # The weight's gradient reads x + skip as well, so that the sum is written out once here.
     x = x if skip is None else x + skip
     rows, _, width = _check(x, weight, bias, width, cut, None)
-    launching.check_precision(precision)
-    launching.check_order(order, rows.count)
+    checks.check_precision(precision)
+    checks.check_order(order, rows.count)
     outputs = weight.shape[1] // 2 if cut == "input" else weight.shape[0]
     if cut == "output" and width.rows is None:
         grad = torch.nn.functional.pad(grad, (0, outputs - width.bound))
     grad = grad.contiguous()
-    launching.check_shapes(weight=(weight, tuple(weight.shape)), grad=(grad, (*x.shape[:2], outputs)))
+    checks.check_shapes(weight=(weight, tuple(weight.shape)), grad=(grad, (*x.shape[:2], outputs)))
     if cut == "output":
         _, halves = output_cut(rows, None, weight, bias, width, grad=grad, order=order, precision=precision)
         return output_cut_grads(halves, rows, weight, bias, width, precision)
@@ -365,10 +366,10 @@ def _check(
     else:
         outputs, inputs = (weight.shape[0], weight.shape[-1])
         shapes = {"weight": (weight, (outputs, 2, inputs)), "bias": (bias, (outputs, 2))}
-    launching.check_shapes(**shapes)
+    checks.check_shapes(**shapes)
     if cut == "input":
-        prefix = launching.input_width("width", x, weight, width, inputs)
+        prefix = checks.input_width("width", x, weight, width, inputs)
     else:
-        launching.check_input("x", x, weight, inputs)
-        prefix = launching.split_width("width", width, outputs, tuple(x.shape[:2]))
-    return Rows.positions(x), launching.skip_rows(x, skip, weight), prefix
+        checks.check_input("x", x, weight, inputs)
+        prefix = checks.split_width("width", width, outputs, tuple(x.shape[:2]))
+    return Rows.positions(x), checks.skip_rows(x, skip, weight), prefix

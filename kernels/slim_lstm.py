@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .launching import Prefix
-from .prefix_gemm import load_cut_block
+from . import checks
+from .prefix_gemm import load_cut_block, product
 from .recurrence import (
     RecurrentConfig,
     launch_loop,
@@ -29,6 +28,8 @@ from .recurrence import (
     step_width,
     tanh,
 )
+from .rows import Prefix
+from .tiles import chip_of
 
 
 @triton.jit
@@ -61,7 +62,7 @@ def _update(
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
-def _resident_kernel(
+def slim_lstm_resident(
     gates_ptr,  # (n_batch, n_time, H, 4)
     weight_ptr,  # (H, 4, H), rows and columns [:width] are read
     state_ptr,  # (2, n_batch, H) fp32: before, after
@@ -75,6 +76,7 @@ def _resident_kernel(
     BLOCK_U: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All steps of a tile of items, weights and states on chip."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     offs_u = tl.arange(0, BLOCK_U)
     active = (offs_u < width)[:, None] & mask_b[None, :]
@@ -87,10 +89,10 @@ def _resident_kernel(
     c = load_fp32(cell_ptr + units, active)
     for t in range(0, n_time):
         seen = h.to(weight_i.dtype)
-        sum_i = tl.dot(weight_i, seen, input_precision=PRECISION)
-        sum_f = tl.dot(weight_f, seen, input_precision=PRECISION)
-        sum_g = tl.dot(weight_g, seen, input_precision=PRECISION)
-        sum_o = tl.dot(weight_o, seen, input_precision=PRECISION)
+        sum_i = product(weight_i, seen, PRECISION=PRECISION)
+        sum_f = product(weight_f, seen, PRECISION=PRECISION)
+        sum_g = product(weight_g, seen, PRECISION=PRECISION)
+        sum_o = product(weight_o, seen, PRECISION=PRECISION)
         step = items * n_time + t
         h, c = _update(sum_i, sum_f, sum_g, sum_o, h, c, gates_ptr, out_ptr, step, mask_b, offs_u, active, H)
     tl.store(state_ptr + n_batch.to(tl.int64) * H + units, h, mask=active)
@@ -98,7 +100,7 @@ def _resident_kernel(
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
-def _streamed_kernel(
+def slim_lstm_streamed(
     gates_ptr,  # (n_batch, n_time, H, 4)
     weight_ptr,  # (H, 4, H), rows and columns [:k] are read
     state_ptr,  # (2, n_batch, H) fp32: before a step and after it, in turn
@@ -114,6 +116,7 @@ def _streamed_kernel(
     BLOCK_J: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All steps of a tile of items, weights from the cache."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     turn = n_batch.to(tl.int64) * H
     for t in range(0, n_time):
@@ -132,13 +135,13 @@ def _streamed_kernel(
                 offs_j = j + tl.arange(0, BLOCK_J)
                 seen = tl.trans(load_cut_block(old, k, offs_j, H, BLOCK_J)).to(weight_ptr.dtype.element_ty)
                 weight_i = load_record_block(weight_ptr, 0, offs_u, offs_j, k_max, 4, H, BLOCK_J)
-                sum_i = tl.dot(weight_i, seen, sum_i, input_precision=PRECISION)
+                sum_i = product(weight_i, seen, sum_i, PRECISION=PRECISION)
                 weight_f = load_record_block(weight_ptr, 1, offs_u, offs_j, k_max, 4, H, BLOCK_J)
-                sum_f = tl.dot(weight_f, seen, sum_f, input_precision=PRECISION)
+                sum_f = product(weight_f, seen, sum_f, PRECISION=PRECISION)
                 weight_g = load_record_block(weight_ptr, 2, offs_u, offs_j, k_max, 4, H, BLOCK_J)
-                sum_g = tl.dot(weight_g, seen, sum_g, input_precision=PRECISION)
+                sum_g = product(weight_g, seen, sum_g, PRECISION=PRECISION)
                 weight_o = load_record_block(weight_ptr, 3, offs_u, offs_j, k_max, 4, H, BLOCK_J)
-                sum_o = tl.dot(weight_o, seen, sum_o, input_precision=PRECISION)
+                sum_o = product(weight_o, seen, sum_o, PRECISION=PRECISION)
             active = offs_u[:, None] < k[None, :]
             exists = (offs_u < H)[:, None] & mask_b[None, :]
             cells = cell_ptr + (items * H)[None, :] + offs_u[:, None]
@@ -181,13 +184,13 @@ def slim_lstm_forward(
         ValueError: for arguments that do not fit together.
     """
     prefix, (h, c) = check_lstm(x, weight_ih, weight_hh, bias, width, state, precision)
-    config = config or select_config(prefix, weight_hh.dtype, precision, capability=launching.capability(x.device))
+    config = config or select_config(prefix, weight_hh.dtype, precision, chip=chip_of(x.device))
     batch, time, units = x.shape[0], x.shape[1], weight_hh.shape[0]
     gates = project(x, weight_ih.unsqueeze(0), bias, prefix, precision=precision)
     out = gates.new_empty(batch, time, units)
     states, cells = h.float().expand(2, batch, units).contiguous(), c.float().clone()
     if out.numel() > 0:
-        kernels, tensors = (_resident_kernel, _streamed_kernel), (gates, weight_hh, states, cells, out)
+        kernels, tensors = (slim_lstm_resident, slim_lstm_streamed), (gates, weight_hh, states, cells, out)
         launch_loop(kernels, config, tensors, prefix, (batch, time), {"H": units}, precision)
     last = states[1 if config.resident and time else time % 2]
     out = out if prefix.rows is not None else out[:, :, : prefix.bound]
@@ -207,13 +210,13 @@ def check_lstm(
     if weight_ih.ndim != 3:
         raise ValueError(f"weight_ih has shape {tuple(weight_ih.shape)}: expected [units, 4, inputs]")
     units, _, inputs = weight_ih.shape
-    launching.check_shapes(
+    checks.check_shapes(
         weight_ih=(weight_ih, (units, 4, inputs)),
         weight_hh=(weight_hh, (units, 4, units)),
         bias=(bias, (units, 4)),
     )
-    launching.check_input("x", x, weight_ih, min(inputs, x.shape[-1]))
-    launching.check_precision(precision)
+    checks.check_input("x", x, weight_ih, min(inputs, x.shape[-1]))
+    checks.check_precision(precision)
     shape = (x.shape[0], units)
-    h, c = (launching.check_state(name, t, shape, weight_ih) for name, t in zip(("h", "c"), state, strict=True))
-    return launching.split_width("width", width, units, tuple(x.shape[:2])), (h, c)
+    h, c = (checks.check_state(name, t, shape, weight_ih) for name, t in zip(("h", "c"), state, strict=True))
+    return checks.split_width("width", width, units, tuple(x.shape[:2])), (h, c)

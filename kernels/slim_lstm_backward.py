@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
+from . import checks, launching
+from .prefix_gemm import product
 from .recurrence import (
     RecurrentConfig,
     add_sent_back,
@@ -28,11 +29,13 @@ from .recurrence import (
     step_width,
     tanh,
 )
+from .rows import Prefix
 from .slim_lstm import check_lstm
+from .tiles import chip_of
 
 
 @triton.jit(do_not_specialize=["n_time", "width"])
-def _cell_kernel(
+def slim_lstm_cells(
     gates_ptr,  # (B, n_time, H, 4)
     cell_ptr,  # (B, H) fp32: before the first step
     before_ptr,  # (B, n_time, H) fp32: cell state before every step
@@ -42,6 +45,7 @@ def _cell_kernel(
     H: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """The cell state before every step, from the gates of all steps."""
     item = tl.program_id(0).to(tl.int64)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     mask = offs_h < H
@@ -96,7 +100,7 @@ def _downdate(
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
-def _resident_backward_kernel(
+def slim_lstm_resident_backward(
     grad_ptr,  # (n_batch, n_time, H)
     gates_ptr,  # (n_batch, n_time, H, 4)
     before_ptr,  # (n_batch, n_time, H) fp32
@@ -112,6 +116,7 @@ def _resident_backward_kernel(
     BLOCK_U: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All steps back, weights and gradients of the states on chip."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     offs_u = tl.arange(0, BLOCK_U)
     active = (offs_u < width)[:, None] & mask_b[None, :]
@@ -129,17 +134,17 @@ def _resident_backward_kernel(
             grad_h, grad_c, grad_ptr, gates_ptr, before_ptr, grad_gates_ptr, step, offs_u, active, H
         )
         # A sum of its own: see the GRU.
-        acc = tl.dot(weight_i, grad_i.to(weight_i.dtype), input_precision=PRECISION)
-        acc = tl.dot(weight_f, grad_f.to(weight_i.dtype), acc, input_precision=PRECISION)
-        acc = tl.dot(weight_g, grad_g.to(weight_i.dtype), acc, input_precision=PRECISION)
-        acc = tl.dot(weight_o, grad_o.to(weight_i.dtype), acc, input_precision=PRECISION)
+        acc = product(weight_i, grad_i.to(weight_i.dtype), PRECISION=PRECISION)
+        acc = product(weight_f, grad_f.to(weight_i.dtype), acc, PRECISION=PRECISION)
+        acc = product(weight_g, grad_g.to(weight_i.dtype), acc, PRECISION=PRECISION)
+        acc = product(weight_o, grad_o.to(weight_i.dtype), acc, PRECISION=PRECISION)
         grad_h += acc
     tl.store(state_ptr + n_batch.to(tl.int64) * H + units, grad_h, mask=active)
     tl.store(cell_ptr + units, grad_c, mask=active)
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
-def _streamed_backward_kernel(
+def slim_lstm_streamed_backward(
     grad_ptr,  # (n_batch, n_time, H)
     gates_ptr,  # (n_batch, n_time, H, 4)
     before_ptr,  # (n_batch, n_time, H) fp32
@@ -157,6 +162,7 @@ def _streamed_backward_kernel(
     BLOCK_J: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """All steps back, weights from the cache."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
     turn = n_batch.to(tl.int64) * H
     for back in range(0, n_time):
@@ -217,13 +223,11 @@ def slim_lstm_backward(
         ValueError: for arguments that do not fit together.
     """
     prefix, (h, c) = check_lstm(x, weight_ih, weight_hh, bias, width, state, precision)
-    config = config or select_config(
-        prefix, weight_hh.dtype, precision, backward=True, capability=launching.capability(x.device)
-    )
+    config = config or select_config(prefix, weight_hh.dtype, precision, backward=True, chip=chip_of(x.device))
     batch, time, units = x.shape[0], x.shape[1], weight_hh.shape[0]
-    grad, out = (launching.output_grad(t, None, (batch, time), prefix, units) for t in (grad, out))
+    grad, out = (checks.output_grad(t, None, (batch, time), prefix, units) for t in (grad, out))
     grad_h, grad_c = (
-        launching.check_state(name, t, (batch, units), weight_hh)
+        checks.check_state(name, t, (batch, units), weight_hh)
         for name, t in zip(("grad_last[0]", "grad_last[1]"), grad_last, strict=True)
     )
     before = states_before(out.unsqueeze(2), h.unsqueeze(0), prefix).squeeze(2)
@@ -234,7 +238,7 @@ def slim_lstm_backward(
     cells, grad_gates = _cells_before(gates, c, prefix, units), torch.empty_like(gates)
     states, grad_cells = grad_h.float().expand(2, batch, units).contiguous(), grad_c.float().clone()
     if out.numel() > 0:
-        kernels = (_resident_backward_kernel, _streamed_backward_kernel)
+        kernels = (slim_lstm_resident_backward, slim_lstm_streamed_backward)
         tensors = (grad, gates, cells, weight_hh, grad_gates, states, grad_cells)
         launch_loop(kernels, config, tensors, prefix, (batch, time), {"H": units}, precision)
     first = states[1 if config.resident and time else time % 2]
@@ -243,7 +247,7 @@ def slim_lstm_backward(
     return grad_x, grad_ih[0], grad_hh[0], grad_bias[0], (first.to(h.dtype), grad_cells.to(c.dtype))
 
 
-def _cells_before(gates: Tensor, cell: Tensor, width: launching.Prefix, units: int) -> Tensor:
+def _cells_before(gates: Tensor, cell: Tensor, width: Prefix, units: int) -> Tensor:
     """The cell state before every step, ``[B, T, H]`` fp32."""
     batch, time, _ = gates.shape
     before = torch.empty(batch, time, units, dtype=torch.float32, device=gates.device)
@@ -252,6 +256,6 @@ def _cells_before(gates: Tensor, cell: Tensor, width: launching.Prefix, units: i
         grid = (batch, triton.cdiv(units, block))
         tensors = (gates, cell, before, width.rows)
         launching.launch(
-            _cell_kernel, grid, *tensors, time, width.bound, H=units, BLOCK_H=block, num_warps=2, num_stages=1
+            slim_lstm_cells, grid, *tensors, time, width.bound, H=units, BLOCK_H=block, num_warps=2, num_stages=1
         )
     return before

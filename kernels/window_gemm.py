@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .launching import Prefix, Rows
-from .prefix_gemm import load_cut_block, load_row_block, load_row_tile, row_product, row_starts, select_tile, tap_starts
+from .prefix_gemm import load_cut_block, load_row_block, load_row_tile, product, row_product, row_starts, tap_starts
+from .rows import Prefix, Rows
+from .tiles import chip_of, product_tile
 
 
 @triton.jit
@@ -41,12 +42,12 @@ def _cut_product(
             x = load_cut_block(x_ptr + starts, active, offs, ROWS.length, BLOCK_K)
             weight = load_row_block(weight_ptr + (units * ROWS.taps + tap) * PITCH, depth, ROWS.length, BLOCK_K)
             weight = tl.where((offs < k_in)[None, :], weight, 0.0)
-            acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION)
+            acc = product(x, tl.trans(weight), acc, PRECISION=PRECISION)
     return acc
 
 
 @triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_time", "width", "width_in"])
-def _window_kernel(
+def window_gemm_rows(
     x_ptr,  # rows of several runs; group g reads a run's length further on
     weight_ptr,  # (GROUPS, J, taps, PITCH), rows [:UNIT * k] are read
     bias_ptr,  # (GROUPS * J,) or None
@@ -73,6 +74,7 @@ def _window_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """A tile of rows and output columns of a group."""
     rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, J // UNIT, BLOCK_T)
     active = k_max * UNIT
     first = tl.program_id(1) * BLOCK_J
@@ -157,11 +159,11 @@ def window_product(
     if rows.count == 0 or (active == 0 and not zero):
         return out
     written = cols if zero else active
-    tile = select_tile(rows.count, written, weight.dtype, precision, launching.capability(weight.device))
+    tile = product_tile(rows.count, written, weight.dtype, precision, chip_of(weight.device))
     cut = width_in is not None or not rows.plain
     width_in = width_in or Prefix(rows.length)
     launching.launch(
-        _window_kernel,
+        window_gemm_rows,
         (*tile.grid(rows.count, written), groups),
         *(rows.data, weight, bias, forward, out, width.rows, width_in.rows, order),
         *(rows.stride_b, rows.count, rows.per_item, rows.data.shape[1], width.bound, width_in.bound),

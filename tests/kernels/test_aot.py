@@ -13,8 +13,9 @@ import torch
 pytest.importorskip("triton")
 
 import triton
-from slimse.kernels.prefix_gemm import select_tile
+from slimse.kernels.tiles import Chip, product_tile
 
+TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -63,15 +64,20 @@ def test_no_spill_no_overflow_and_tensor_cores_where_they_are_meant(rows):
 def test_every_kernel_compiles_for_every_target(rows):
     launched = set()
     for path in (ROOT / "kernels").glob("*.py"):
-        launched |= {f"{path.stem}.{name}" for name in re.findall(r"^def _(\w+_kernel)\(", path.read_text(), re.M)}
+        launched |= {*re.findall(r"^@triton\.jit\([^@]*?^def (\w+)\(", path.read_text(), re.M)}
     assert len(launched) >= 6
-    for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
+    for target in TARGETS:
         assert {row["kernel"] for row in rows if row["target"] == target} == launched, target
-    assert {row["dtype"] for row in rows} == {"fp32", "tf32", "bf16", "fp16"}
+    assert {row["dtype"] for row in rows} == {"fp32", "tf32", "tf32x3", "bf16", "fp16"}
 
 
 def test_half_precision_and_tf32_use_the_instructions_of_their_chip(rows):
-    families = {"sm_80": ("mma.sync",), "sm_90": ("wgmma", "mma.sync"), "sm_100": ("tcgen05", "mma.sync")}
+    families = {
+        "sm_80": ("mma.sync",),
+        "sm_90": ("wgmma", "mma.sync"),
+        "sm_100": ("tcgen05", "mma.sync"),
+        "sm_120": ("mma.sync",),
+    }
     for target, names in families.items():
         kinds = {row["instruction"] for row in rows if row["target"] == target and row["dtype"] != "fp32"} - {"none"}
         assert all(kind.startswith(names) for kind in kinds), kinds
@@ -84,14 +90,14 @@ def test_half_precision_and_tf32_use_the_instructions_of_their_chip(rows):
 def test_tiles_of_input_skip_and_weight_fit_the_shared_memory_of_amd(dtype, precision):
     for rows in (1, 16, 100, 10_000):
         for cols in (1, 64, 256, 1024):
-            tile = select_tile(rows, cols, dtype, precision, capability=0)
+            tile = product_tile(rows, cols, dtype, precision, Chip(0, 64 * 1024))
             step = (2 * tile.rows + tile.cols) * tile.depth * dtype.itemsize
             assert (tile.num_stages - 1) * step <= 64 * 1024, tile
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("dtype", ["fp32", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("dtype", ["fp32", "tf32", "tf32x3", "bf16", "fp16"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_shipped_configuration(target, dtype):
     done = run("resources.py", "--target", target, "--dtype", dtype, "--summary", "--json")
     assert done.returncode in (0, 1), done.stderr

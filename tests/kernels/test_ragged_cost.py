@@ -6,11 +6,12 @@ import torch
 pytest.importorskip("triton")
 
 from slimse.kernels import overlap_add, slim_linear_glu, window_gemm
-from slimse.kernels.launching import Prefix, Rows, Tile, by_width
-from slimse.kernels.recurrence import RecurrentConfig
+from slimse.kernels.launching import by_width
+from slimse.kernels.rows import Prefix, Rows
 from slimse.kernels.slim_conv1d import slim_conv1d_forward
 from slimse.kernels.slim_gru import slim_gru_forward
 from slimse.kernels.slim_lstm import slim_lstm_forward
+from slimse.kernels.tiles import RecurrentConfig, Tile
 
 SIZE = 16
 CHANNELS = 48
@@ -25,7 +26,7 @@ def steps(width):
 def widths(monkeypatch, device):
     """Small tiles, and a width for each of 2 x 40 positions that changes every few of them."""
     for module in (overlap_add, slim_linear_glu, window_gemm):
-        monkeypatch.setattr(module, "select_tile", lambda *args: Tile(SIZE, SIZE, SIZE, 4, 2))
+        monkeypatch.setattr(module, "product_tile", lambda *args: Tile(SIZE, SIZE, SIZE, 4, 2))
     table = torch.tensor([6, 12, 24, 48], dtype=torch.int32, device=device)
     return table[torch.randint(4, (2, 10), device=device)].repeat_interleave(4, 1)
 

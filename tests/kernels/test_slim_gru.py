@@ -164,7 +164,7 @@ def test_wrong_arguments_name_what_was_expected(device):
 
 
 def test_weights_stay_on_chip_where_they_fit():
-    from slimse.kernels.launching import Prefix
+    from slimse.kernels.rows import Prefix
 
     rows = torch.zeros(1, 1, dtype=torch.int32)
     assert select_config(Prefix(128), torch.float16).resident

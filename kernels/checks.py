@@ -1,0 +1,155 @@
+"""Checks of what launchers are given: every one raises a `ValueError` that says what was found and what expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .rows import Prefix, Rows
+from .tiles import DTYPES, PRECISIONS, BlockConfig
+
+
+def check_shapes(**expected: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Check that every named tensor has its shape and is contiguous, and all have one dtype and device.
+
+    Raises:
+        ValueError: naming the tensor, what it is and what was expected.
+    """
+    first = next(iter(expected.values()))[0]
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {shape}")
+        if tensor.dtype != first.dtype or tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} is {tensor.dtype}: expected {first.dtype}, one of {DTYPES}, as the other tensors")
+        if tensor.device != first.device:
+            raise ValueError(f"{name} is on {tensor.device}: expected {first.device}, as the other tensors")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} is not contiguous: expected the packed layout")
+
+
+def check_input(name: str, x: Tensor, weight: Tensor, channels: int) -> None:
+    """Check that ``x`` is ``[B, T, channels]`` of the weights' dtype and on their device.
+
+    Raises:
+        ValueError: naming the tensor, what it is and what was expected.
+    """
+    if x.ndim != 3 or x.shape[2] != channels:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected [batch, time, {channels}]")
+    if x.dtype != weight.dtype or x.device != weight.device:
+        raise ValueError(f"{name} is {x.dtype} on {x.device}: the weights are {weight.dtype} on {weight.device}")
+
+
+def skip_rows(x: Tensor, skip: Tensor | None, weight: Tensor) -> Rows | None:
+    """Rows of what is added to ``x``, or None.
+
+    Raises:
+        ValueError: if it is not as ``x``.
+    """
+    if skip is None:
+        return None
+    check_input("skip", skip, weight, x.shape[2])
+    if skip.shape != x.shape:
+        raise ValueError(f"skip has shape {tuple(skip.shape)}: expected {tuple(x.shape)}, as x")
+    return Rows.positions(skip)
+
+
+def check_convolution(
+    weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int, *, bias_axis: int
+) -> tuple[int, int, int]:
+    """Check the weight and the bias of a convolution and its geometry; return the weight's sizes.
+
+    Raises:
+        ValueError: naming what does not fit, and what was expected.
+    """
+    if weight.ndim != 3 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected [channels, taps, channels]")
+    shapes = {"weight": (weight, tuple(weight.shape))}
+    if bias is not None:
+        shapes["bias"] = (bias, (weight.shape[bias_axis],))
+    check_shapes(**shapes)
+    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if value < least:
+            raise ValueError(f"{name} = {value}: expected {least} or more")
+    return tuple(weight.shape)
+
+
+def input_width(name: str, x: Tensor, weight: Tensor, width: int | Tensor, inputs: int) -> Prefix:
+    """Check an input that may be as narrow as its widest active position, and return the width, called ``name``.
+
+    Raises:
+        ValueError: naming what does not fit, and what was expected.
+    """
+    channels = min(x.shape[-1], inputs)
+    check_input("x", x, weight, channels)
+    prefix = split_width(name, width, inputs, tuple(x.shape[:2]))
+    if prefix.rows is None and prefix.bound > channels:
+        raise ValueError(f"x has {channels} channels: expected at least {name} = {prefix.bound}")
+    return Prefix(min(prefix.bound, channels), prefix.rows)
+
+
+def output_grad(grad: Tensor, out: Tensor | None, shape: tuple[int, int], width: Prefix, channels: int) -> Tensor:
+    """The gradient before a ReLU whose result is ``out`` (None: there was none), of all channels, inactive ones zero.
+
+    Raises:
+        ValueError: if its shape is not that of the result.
+    """
+    expected = (*shape, channels if width.rows is not None else width.bound)
+    if tuple(grad.shape) != expected:
+        raise ValueError(f"grad has shape {tuple(grad.shape)}: expected {expected}")
+    if out is not None:
+        grad = torch.where(out > 0, grad, 0)
+    if width.rows is not None:
+        grad = torch.where(torch.arange(channels, device=grad.device) < width.rows.unsqueeze(-1), grad, 0)
+    return torch.nn.functional.pad(grad, (0, channels - expected[2])).contiguous()
+
+
+def check_state(name: str, state: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Check a recurrent state, which may be fp32 beside half-precision tensors, and return it contiguous.
+
+    Raises:
+        ValueError: naming what does not fit, and what was expected.
+    """
+    if tuple(state.shape) != shape or state.dtype not in (torch.float32, like.dtype) or state.device != like.device:
+        found = f"{state.dtype} {tuple(state.shape)} on {state.device}"
+        raise ValueError(f"{name} is {found}: expected {like.dtype} or float32, {shape} on {like.device}")
+    return state.contiguous()
+
+
+def check_precision(precision: str) -> None:
+    """Raise a `ValueError` for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision = {precision!r}: expected one of {PRECISIONS}")
+
+
+def split_width(name: str, width: int | Tensor, channels: int, shape: tuple[int, int]) -> Prefix:
+    """A width as what kernels take: the number that bounds it and, if it differs between rows, that of every row.
+
+    Values of a tensor above ``channels`` count as ``channels``: a check of them would wait for the device.
+
+    Raises:
+        ValueError: for a number outside ``[0, channels]``, or a tensor that is not integer ``[B, P]``.
+    """
+    if isinstance(width, int):
+        if not 0 <= width <= channels:
+            raise ValueError(f"{name} = {width}: expected 0 to {channels} channels")
+        return Prefix(width)
+    if not isinstance(width, Tensor) or tuple(width.shape) != shape or width.is_floating_point():
+        found = f"{width.dtype} {tuple(width.shape)}" if isinstance(width, Tensor) else type(width).__name__
+        raise ValueError(f"{name} is {found}: expected an int or an integer tensor {list(shape)}")
+    return Prefix(channels, width.to(torch.int32).contiguous())
+
+
+def check_order(order: Tensor | None, rows: int) -> None:
+    """Raise a `ValueError` unless ``order`` is None or int32 of ``rows`` elements."""
+    if order is not None and (tuple(order.shape) != (rows,) or order.dtype != torch.int32 or not order.is_contiguous()):
+        raise ValueError(f"order is {order.dtype} {tuple(order.shape)}: expected a permutation, int32 ({rows},)")
+
+
+def check_steps(steps: Tensor | None, grid: tuple[int, int], config: BlockConfig) -> None:
+    """Raise a `ValueError` unless ``steps`` is None or int32, a counter for every program of a fused kernel."""
+    if steps is None:
+        return
+    if tuple(steps.shape) != grid or steps.dtype != torch.int32 or not steps.is_contiguous():
+        raise ValueError(f"steps is {steps.dtype} {tuple(steps.shape)}: expected int32 {grid}, a counter per program")
+    if not config.fused:
+        raise ValueError(f"steps with {config}: expected a fused configuration")
