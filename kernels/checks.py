@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rows import Prefix, Rows
-from .tiles import DTYPES, PRECISIONS, BlockConfig
+from .rows import SPARE, FrameWidths, Prefix, Rows
+from .tiles import DTYPES, PRECISIONS
 
 
 def check_shapes(**expected: tuple[Tensor, tuple[int, ...]]) -> None:
@@ -121,7 +121,9 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision = {precision!r}: expected one of {PRECISIONS}")
 
 
-def split_width(name: str, width: int | Tensor, channels: int, shape: tuple[int, int]) -> Prefix:
+def split_width(
+    name: str, width: int | Tensor | FrameWidths, channels: int, shape: tuple[int, int], *, frames: bool = False
+) -> Prefix:
     """A width as what kernels take: the number that bounds it and, if it differs between rows, that of every row.
 
     Values of a tensor above ``channels`` count as ``channels``: a check of them would wait for the device.
@@ -133,23 +135,30 @@ def split_width(name: str, width: int | Tensor, channels: int, shape: tuple[int,
         if not 0 <= width <= channels:
             raise ValueError(f"{name} = {width}: expected 0 to {channels} channels")
         return Prefix(width)
+    if frames and isinstance(width, FrameWidths):
+        _check_frames(name, width, shape[0])
+        return Prefix(channels, frames=width)
     if not isinstance(width, Tensor) or tuple(width.shape) != shape or width.is_floating_point():
         found = f"{width.dtype} {tuple(width.shape)}" if isinstance(width, Tensor) else type(width).__name__
         raise ValueError(f"{name} is {found}: expected an int or an integer tensor {list(shape)}")
     return Prefix(channels, width.to(torch.int32).contiguous())
 
 
+def _check_frames(name: str, width: FrameWidths, batch: int) -> None:
+    """Raise a `ValueError` unless the parts of a width by frames fit together."""
+    choice, counts = width.choice, width.counts
+    for part, tensor, ndim in (("choice", choice, 2), ("counts", counts, 1)):
+        if tensor.ndim != ndim or tensor.dtype != torch.int32 or not tensor.is_contiguous() or tensor.numel() == 0:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"{name}.{part} is {found}: expected int32 of {ndim} dimensions, contiguous, not empty")
+    if choice.shape[0] != batch or width.rate < 1 or width.lead < 0:
+        found = f"{name} has {choice.shape[0]} items, rate = {width.rate} and lead = {width.lead}"
+        raise ValueError(f"{found}: expected {batch} items, a rate from 1 and a lead from 0")
+    for order in width.orders or ():
+        check_order(order, batch * (choice.shape[1] + SPARE))
+
+
 def check_order(order: Tensor | None, rows: int) -> None:
     """Raise a `ValueError` unless ``order`` is None or int32 of ``rows`` elements."""
     if order is not None and (tuple(order.shape) != (rows,) or order.dtype != torch.int32 or not order.is_contiguous()):
         raise ValueError(f"order is {order.dtype} {tuple(order.shape)}: expected a permutation, int32 ({rows},)")
-
-
-def check_steps(steps: Tensor | None, grid: tuple[int, int], config: BlockConfig) -> None:
-    """Raise a `ValueError` unless ``steps`` is None or int32, a counter for every program of a fused kernel."""
-    if steps is None:
-        return
-    if tuple(steps.shape) != grid or steps.dtype != torch.int32 or not steps.is_contiguous():
-        raise ValueError(f"steps is {steps.dtype} {tuple(steps.shape)}: expected int32 {grid}, a counter per program")
-    if not config.fused:
-        raise ValueError(f"steps with {config}: expected a fused configuration")

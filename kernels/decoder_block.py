@@ -21,14 +21,59 @@ from torch import Tensor
 
 from . import checks, launching
 from .overlap_add import Layout, load_tap_rows, overlap_add, store_blocks
-from .prefix_gemm import load_row_tile, load_weight_block, product, row_starts, weight_grad
-from .rows import Prefix, Rows, addend, by_width
+from .prefix_gemm import (
+    load_row_block,
+    load_row_tile,
+    load_weight_block,
+    product,
+    program_tile,
+    row_starts,
+    weight_grad,
+)
+from .rows import FrameWidths, Prefix, Rows, addend, by_width
 from .slim_linear_glu import glu_units, output_cut, output_cut_grads
 from .tiles import AMPERE, BlockConfig, Chip, block_config, chip_of
 from .window_gemm import window_product
 
 
-@triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "n_blocks", "width"])
+@triton.jit
+def _load_sums(row_ptr, add_ptr, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Whole rows at ``row_ptr``, and what is added to them, rounded once, as the same sum in half precision is."""
+    x = load_row_block(row_ptr, 0, LENGTH, BLOCK)
+    if add_ptr is None:
+        return x
+    return (x.to(tl.float32) + load_row_block(add_ptr, 0, LENGTH, BLOCK).to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
+def _tap_product(
+    acc,
+    x,  # (BLOCK_T, BLOCK_K): rows of the tap
+    glu_weight,  # (2 * BLOCK_H, BLOCK_K): value and gate rows of the units
+    glu_bias,  # (2 * BLOCK_H,) fp32
+    conv_weight_ptr,  # (C, taps * cols)
+    row_width,
+    offs_h,
+    k_max,
+    tap: tl.constexpr,
+    offs_c,
+    OUT: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``acc`` and what hidden channels ``offs_h`` of the rows of a tap add to it."""
+    sums = tl.zeros([BLOCK_T, 2 * BLOCK_H], dtype=tl.float32)
+    sums = product(x, tl.trans(glu_weight), sums, PRECISION=PRECISION) + glu_bias[None, :]
+    value, gate = tl.split(tl.reshape(sums, [BLOCK_T, BLOCK_H, 2]))
+    hidden = tl.where(offs_h[None, :] < row_width[:, None], value * tl.sigmoid(gate), 0.0)
+    units = tl.minimum(offs_h, k_max - 1) * OUT.taps + tap
+    weight = load_weight_block(conv_weight_ptr, units, offs_c, OUT.cols, OUT.cols % BLOCK_C == 0)
+    return product(hidden.to(weight.dtype), weight, acc, PRECISION=PRECISION)
+
+
+@triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "n_blocks", "n_cols", "n_frames", "width"])
 def decoder_block_fused(
     x_ptr,  # (B, n_pos, C), items stride_b positions apart, positions CHANNELS elements
     skip_ptr,  # (B, n_pos, C), items stride_skip positions apart, positions SKIP_CHANNELS elements; or None
@@ -37,15 +82,18 @@ def decoder_block_fused(
     conv_weight_ptr,  # (C, taps * cols), rows [:k] are read
     conv_bias_ptr,  # (C_out,) or None
     out_ptr,  # (n_rows, cols)
-    width_ptr,  # (B * n_pos,) int32 or None
-    order_ptr,  # (n_rows,) int32 or None: of the output blocks
-    steps_ptr,  # (row tiles, column tiles) int32 or None
+    width_ptr,  # as those of `load_row_widths`
+    counts_ptr,
+    order_ptr,  # as that of `load_row_tile`: of the output blocks
     stride_b,
     stride_skip,
     n_rows,  # B * n_blocks
     n_pos,
     n_blocks,
+    n_cols,  # tiles of columns
+    n_frames,
     width,
+    FRAMES: tl.constexpr,
     CHANNELS: tl.constexpr,
     SKIP_CHANNELS: tl.constexpr,
     C: tl.constexpr,
@@ -57,25 +105,86 @@ def decoder_block_fused(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """All of a block for a tile of output blocks."""
-    blocks, mask_t, _, _ = load_row_tile(order_ptr, None, width, n_rows, C, BLOCK_T)
-    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """All of a block for a tile of output blocks.
+
+    Rows of one step and up to two taps are read once and kept, and share what is read of the weights; others are read
+    at every step over the hidden channels.
+    """
+    tile, column = program_tile(n_cols)
+    blocks, mask_t = load_row_tile(order_ptr, tile, n_rows, n_blocks, n_frames, FRAMES, BLOCK_T)
+    offs_c = column * BLOCK_C + tl.arange(0, BLOCK_C)
     acc = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
-    steps = 0
-    for tap in range(0, OUT.taps):
-        rows, row_width, k_max = load_tap_rows(blocks, mask_t, tap, width_ptr, n_pos, n_blocks, width, C)
+    if C <= BLOCK_K and OUT.taps <= 2:
+        rows, width_0, k_max = load_tap_rows(
+            blocks, mask_t, 0, width_ptr, counts_ptr, n_pos, n_blocks, n_frames, width, C, FRAMES
+        )
         row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, 1, CHANNELS)
         add_ptr = None if skip_ptr is None else skip_ptr + row_starts(rows, n_pos, stride_skip, 1, SKIP_CHANNELS)
-        for h in range(0, k_max, BLOCK_H):
-            value, gate = glu_units(
-                row_ptr, add_ptr, glu_weight_ptr, glu_bias_ptr, h, k_max, C, BLOCK_T, BLOCK_H, BLOCK_K, PRECISION
+        x_0 = _load_sums(row_ptr, add_ptr, C, BLOCK_K)
+        if OUT.taps == 2:
+            rows, width_1, k_1 = load_tap_rows(
+                blocks, mask_t, 1, width_ptr, counts_ptr, n_pos, n_blocks, n_frames, width, C, FRAMES
             )
+            k_max = tl.maximum(k_max, k_1)
+            row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, 1, CHANNELS)
+            add_ptr = None if skip_ptr is None else skip_ptr + row_starts(rows, n_pos, stride_skip, 1, SKIP_CHANNELS)
+            x_1 = _load_sums(row_ptr, add_ptr, C, BLOCK_K)
+        for h in range(0, k_max, BLOCK_H):
+            halves = tl.minimum(2 * h + tl.arange(0, 2 * BLOCK_H), 2 * k_max - 1)
+            glu_weight = load_row_block(glu_weight_ptr + halves * C, 0, C, BLOCK_K)
+            glu_bias = tl.load(glu_bias_ptr + halves).to(tl.float32)
             offs_h = h + tl.arange(0, BLOCK_H)
-            hidden = tl.where(offs_h[None, :] < row_width[:, None], value * gate, 0.0)
-            units = tl.minimum(offs_h, k_max - 1) * OUT.taps + tap
-            weight = load_weight_block(conv_weight_ptr, units, offs_c, OUT.cols, OUT.cols % BLOCK_C == 0)
-            acc = product(hidden.to(weight.dtype), weight, acc, PRECISION=PRECISION)
-            steps += 1
+            acc = _tap_product(
+                acc,
+                x_0,
+                glu_weight,
+                glu_bias,
+                conv_weight_ptr,
+                width_0,
+                offs_h,
+                k_max,
+                0,
+                offs_c,
+                OUT,
+                BLOCK_T,
+                BLOCK_C,
+                BLOCK_H,
+                PRECISION,
+            )
+            if OUT.taps == 2:
+                acc = _tap_product(
+                    acc,
+                    x_1,
+                    glu_weight,
+                    glu_bias,
+                    conv_weight_ptr,
+                    width_1,
+                    offs_h,
+                    k_max,
+                    1,
+                    offs_c,
+                    OUT,
+                    BLOCK_T,
+                    BLOCK_C,
+                    BLOCK_H,
+                    PRECISION,
+                )
+    else:
+        for tap in range(0, OUT.taps):
+            rows, row_width, k_max = load_tap_rows(
+                blocks, mask_t, tap, width_ptr, counts_ptr, n_pos, n_blocks, n_frames, width, C, FRAMES
+            )
+            row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, 1, CHANNELS)
+            add_ptr = None if skip_ptr is None else skip_ptr + row_starts(rows, n_pos, stride_skip, 1, SKIP_CHANNELS)
+            for h in range(0, k_max, BLOCK_H):
+                value, gate = glu_units(
+                    row_ptr, add_ptr, glu_weight_ptr, glu_bias_ptr, h, k_max, C, BLOCK_T, BLOCK_H, BLOCK_K, PRECISION
+                )
+                offs_h = h + tl.arange(0, BLOCK_H)
+                hidden = tl.where(offs_h[None, :] < row_width[:, None], value * gate, 0.0)
+                units = tl.minimum(offs_h, k_max - 1) * OUT.taps + tap
+                weight = load_weight_block(conv_weight_ptr, units, offs_c, OUT.cols, OUT.cols % BLOCK_C == 0)
+                acc = product(hidden.to(weight.dtype), weight, acc, PRECISION=PRECISION)
     store_blocks(
         acc,
         conv_bias_ptr,
@@ -92,8 +201,6 @@ def decoder_block_fused(
         False,
         RELU,
     )
-    if steps_ptr is not None:
-        tl.store(steps_ptr + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), steps)
 
 
 def select_config(
@@ -103,17 +210,12 @@ def select_config(
     return block_config("decoder_block", shape, dtype, precision, chip)
 
 
-def launch_grid(shape: tuple[int, int, int], config: BlockConfig) -> tuple[int, int]:
-    """Row tiles and column tiles of the fused kernel for ``shape`` (as in `select_config`)."""
-    return triton.cdiv(shape[0], config.block_t), triton.cdiv(shape[1], config.block_c)
-
-
 def decoder_block_forward(
     x: Tensor,
     glu_weight: Tensor,
     glu_bias: Tensor,
     conv_weight: Tensor,
-    width: int | Tensor,
+    width: int | Tensor | FrameWidths,
     stride: int,
     channels: int,
     *,
@@ -123,7 +225,6 @@ def decoder_block_forward(
     order: tuple[Tensor, Tensor] | None = None,
     precision: str = "ieee",
     config: BlockConfig | None = None,
-    steps: Tensor | None = None,
 ) -> Tensor:
     """Run a decoder block; see `slimse.ops.decoder_block` for what it computes.
 
@@ -132,7 +233,7 @@ def decoder_block_forward(
         glu_weight: ``[C, 2, C]``.
         glu_bias: ``[C, 2]``.
         conv_weight: ``[C, K * C_out]``, taps major.
-        width: active hidden channels: a number, or an integer tensor ``[B, T]``.
+        width: active hidden channels: a number, an integer tensor ``[B, T]``, or `FrameWidths` of the ``T`` positions.
         stride: ``S``; ``K`` must be a multiple of it.
         channels: ``C_out``.
         skip: ``[B, T, C]``, added to ``x`` on the way in.
@@ -142,7 +243,6 @@ def decoder_block_forward(
             say which share a tile; `decoder_order` makes tiles of like width. The result is the same whatever they are.
         precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
         config: launch parameters; `select_config` by default.
-        steps: int32, shape `launch_grid`, for tests: receives the steps over hidden channels that each tile took.
 
     Returns:
         ``[B, S T + K - S, C_out]``.
@@ -158,12 +258,11 @@ def decoder_block_forward(
     row_order, block_order = _check_order(order, batch * time, batch * blocks)
     shape = (batch * blocks, cols, inputs)
     config = config or select_config(shape, x.dtype, precision, chip_of(x.device))
-    checks.check_steps(steps, launch_grid(shape, config), config)
     shared = {"relu": relu, "precision": precision}
     if config.fused and rows.count > 0:
         weights = (glu_weight, glu_bias, conv_weight, conv_bias)
         layout = Layout.of(channels, reach * stride, stride, 1, 0, whole=True)
-        return _launch_fused(rows, added, weights, prefix, layout, config, order=block_order, steps=steps, **shared)
+        return _launch_fused(rows, added, weights, prefix, layout, config, order=block_order, **shared)
     hidden, _ = output_cut(rows, added, glu_weight, glu_bias, prefix, order=row_order, precision=precision)
     shared |= {"channels": channels, "n_time": blocks * stride, "stride": stride, "order": block_order}
     return overlap_add(Rows.positions(hidden), conv_weight, conv_bias, prefix, **shared)
@@ -179,24 +278,39 @@ def _launch_fused(
     *,
     relu: bool,
     order: Tensor | None,
-    steps: Tensor | None,
     precision: str,
 ) -> Tensor:
     """Launch `decoder_block_fused`; arguments as those of `decoder_block_forward`, checked."""
     batch, blocks = rows.data.shape[0], rows.per_item + layout.taps - 1
     out = rows.data.new_empty(batch, blocks * layout.span, layout.channels)
     skip, skip_stride, skip_channels = addend(added)
+    glu_weight, glu_bias, conv_weight, conv_bias = weights
+    arguments = launching.width_arguments(width, order, config.block_t, blocks, gathers=True)
+    n_cols = triton.cdiv(layout.cols, config.block_c)
     launching.launch(
         decoder_block_fused,
-        launch_grid((batch * blocks, layout.cols, rows.length), config),
-        *(rows.data, skip, *weights, out, width.rows, order, steps, rows.stride_b, skip_stride),
-        *(batch * blocks, rows.per_item, blocks, width.bound),
+        (launching.row_tiles(arguments, batch * blocks, blocks, config.block_t) * n_cols,),
+        x_ptr=rows.data,
+        skip_ptr=skip,
+        glu_weight_ptr=glu_weight,
+        glu_bias_ptr=glu_bias,
+        conv_weight_ptr=conv_weight,
+        conv_bias_ptr=conv_bias,
+        out_ptr=out,
+        stride_b=rows.stride_b,
+        stride_skip=skip_stride,
+        n_rows=batch * blocks,
+        n_pos=rows.per_item,
+        n_blocks=blocks,
+        n_cols=n_cols,
+        width=width.bound,
         CHANNELS=rows.channels,
         SKIP_CHANNELS=skip_channels,
         C=rows.length,
         OUT=layout,
         RELU=relu,
         PRECISION=precision,
+        **arguments,
         **config.launch_options(),
     )
     return out
@@ -208,7 +322,7 @@ def decoder_block_backward(
     glu_weight: Tensor,
     glu_bias: Tensor,
     conv_weight: Tensor,
-    width: int | Tensor,
+    width: int | Tensor | FrameWidths,
     stride: int,
     channels: int,
     *,
@@ -249,6 +363,7 @@ def decoder_block_backward(
         x, None, glu_weight, glu_bias, conv_weight, None, width, stride, channels, precision
     )
     batch, time, _ = x.shape
+    prefix = prefix.per_row(time)
     row_order, _ = _check_order(order, batch * time, batch * (time + reach - 1))
     grad = (grad if out is None else torch.where(out > 0, grad, 0)).contiguous()
     shape = (batch, (time + reach - 1) * stride, channels)
@@ -291,7 +406,7 @@ def _check(
     glu_bias: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor | None,
-    width: int | Tensor,
+    width: int | Tensor | FrameWidths,
     stride: int,
     channels: int,
     precision: str,
@@ -312,5 +427,5 @@ def _check(
         raise ValueError(f"conv_weight has rows of {length} elements: expected {expected}")
     added = checks.skip_rows(x, skip, conv_weight)
     checks.check_precision(precision)
-    prefix = checks.split_width("width", width, hidden, tuple(x.shape[:2]))
+    prefix = checks.split_width("width", width, hidden, tuple(x.shape[:2]), frames=True)
     return Rows.positions(x), added, length // (stride * channels), prefix

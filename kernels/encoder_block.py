@@ -23,33 +23,54 @@ from .overlap_add import overlap_add
 from .prefix_gemm import (
     load_row_block,
     load_row_tile,
+    load_row_widths,
     load_weight_block,
     product,
+    program_tile,
     row_product,
     row_starts,
     weight_grad,
 )
-from .rows import Prefix, Rows
+from .rows import FrameWidths, Prefix, Rows
 from .slim_linear_glu import input_cut
 from .tiles import AMPERE, BlockConfig, Chip, block_config, chip_of
 from .window_gemm import window_product
 
 
-@triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "width"])
+@triton.jit
+def _chunk_product(
+    acc,
+    chunk,  # (BLOCK_T, BLOCK_K): elements ``[depth, depth + BLOCK_K)`` of the windows
+    weight_ptr,  # (C, LENGTH)
+    units,
+    depth,
+    LENGTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``acc + chunk @ weight[units].T`` over the elements of the chunk."""
+    weight = load_row_block(weight_ptr + units * LENGTH, depth, LENGTH, BLOCK_K)
+    return product(chunk, tl.trans(weight), acc, PRECISION=PRECISION)
+
+
+@triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_cols", "n_frames", "width"])
 def encoder_block_fused(
-    x_ptr,  # (B, T, C_in), items stride_b positions apart
+    x_ptr,  # (B, T, C_in), items as `Rows.stride_b` says
     conv_weight_ptr,  # (C, window), rows [:k] are read
     conv_bias_ptr,  # (C,)
     glu_weight_ptr,  # (C, 2 * C), rows [:k] are read
     glu_bias_ptr,  # (2 * C,)
     y_ptr,  # (n_rows, C)
-    width_ptr,  # (n_rows,) int32 or None
-    order_ptr,  # (n_rows,) int32 or None
-    steps_ptr,  # (row tiles, channel tiles) int32 or None
+    width_ptr,  # as those of `load_row_widths`
+    counts_ptr,
+    order_ptr,  # as that of `load_row_tile`
     stride_b,
     n_rows,
     n_pos,
+    n_cols,  # tiles of channels
+    n_frames,
     width,
+    FRAMES: tl.constexpr,
     ROWS: tl.constexpr,  # `Geometry` of the windows
     C: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -58,22 +79,41 @@ def encoder_block_fused(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """All of a block for a tile of rows."""
-    rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, C, BLOCK_T)
-    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels)
+    """All of a block for a tile of rows.
+
+    A window of up to four chunks is read once and kept, a longer one at every step over the hidden channels.
+    """
+    tile, column = program_tile(n_cols)
+    rows, mask_t = load_row_tile(order_ptr, tile, n_rows, n_pos, n_frames, FRAMES, BLOCK_T)
+    row_width, k_max = load_row_widths(width_ptr, counts_ptr, rows, mask_t, n_pos, n_frames, width, C, FRAMES)
+    offs_c = column * BLOCK_C + tl.arange(0, BLOCK_C)
+    row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels, ROWS.aligned)
     value = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
     gate = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
-    steps = 0
-    if ROWS.length <= BLOCK_K:
-        window = load_row_block(row_ptr, 0, ROWS.length, BLOCK_K)
+    if ROWS.length <= 4 * BLOCK_K:
+        window_0 = load_row_block(row_ptr, 0, ROWS.length, BLOCK_K)
+        if ROWS.length > BLOCK_K:
+            window_1 = load_row_block(row_ptr, BLOCK_K, ROWS.length, BLOCK_K)
+        if ROWS.length > 2 * BLOCK_K:
+            window_2 = load_row_block(row_ptr, 2 * BLOCK_K, ROWS.length, BLOCK_K)
+        if ROWS.length > 3 * BLOCK_K:
+            window_3 = load_row_block(row_ptr, 3 * BLOCK_K, ROWS.length, BLOCK_K)
     for h in range(0, k_max, BLOCK_H):
         offs_h = h + tl.arange(0, BLOCK_H)
         units = tl.minimum(offs_h, k_max - 1)
         acc = tl.zeros([BLOCK_T, BLOCK_H], dtype=tl.float32)
-        if ROWS.length <= BLOCK_K:
-            weight = load_row_block(conv_weight_ptr + units * ROWS.length, 0, ROWS.length, BLOCK_K)
-            acc = product(window, tl.trans(weight), acc, PRECISION=PRECISION)
+        if ROWS.length <= 4 * BLOCK_K:
+            acc = _chunk_product(acc, window_0, conv_weight_ptr, units, 0, ROWS.length, BLOCK_K, PRECISION)
+            if ROWS.length > BLOCK_K:
+                acc = _chunk_product(acc, window_1, conv_weight_ptr, units, BLOCK_K, ROWS.length, BLOCK_K, PRECISION)
+            if ROWS.length > 2 * BLOCK_K:
+                acc = _chunk_product(
+                    acc, window_2, conv_weight_ptr, units, 2 * BLOCK_K, ROWS.length, BLOCK_K, PRECISION
+                )
+            if ROWS.length > 3 * BLOCK_K:
+                acc = _chunk_product(
+                    acc, window_3, conv_weight_ptr, units, 3 * BLOCK_K, ROWS.length, BLOCK_K, PRECISION
+                )
         else:
             acc = row_product(acc, row_ptr, None, conv_weight_ptr, units, ROWS.length, ROWS.length, BLOCK_K, PRECISION)
         acc = tl.maximum(acc + tl.load(conv_bias_ptr + units).to(tl.float32)[None, :], 0.0)
@@ -82,14 +122,11 @@ def encoder_block_fused(
         value = product(hidden, weight_value, value, PRECISION=PRECISION)
         weight_gate = load_weight_block(glu_weight_ptr, 2 * units + 1, offs_c, C, C % BLOCK_C == 0)
         gate = product(hidden, weight_gate, gate, PRECISION=PRECISION)
-        steps += 1
     mask_c = offs_c < C
     value += tl.load(glu_bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
     gate += tl.load(glu_bias_ptr + C + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
     y_ptrs = y_ptr + rows.to(tl.int64)[:, None] * C + offs_c[None, :]
     tl.store(y_ptrs, value * tl.sigmoid(gate), mask=mask_t[:, None] & mask_c[None, :])
-    if steps_ptr is not None:
-        tl.store(steps_ptr + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), steps)
 
 
 def select_config(
@@ -100,24 +137,18 @@ def select_config(
     return block_config("encoder_block", (rows, channels, window), dtype, precision, chip)
 
 
-def launch_grid(shape: tuple[int, int, int], config: BlockConfig) -> tuple[int, int]:
-    """Row tiles and channel tiles of the fused kernel for ``shape`` (as in `select_config`)."""
-    return triton.cdiv(shape[0], config.block_t), triton.cdiv(shape[2], config.block_c)
-
-
 def encoder_block_forward(
     x: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
     glu_weight: Tensor,
     glu_bias: Tensor,
-    width: int | Tensor,
+    width: int | Tensor | FrameWidths,
     stride: int,
     *,
     order: Tensor | None = None,
     precision: str = "ieee",
     config: BlockConfig | None = None,
-    steps: Tensor | None = None,
 ) -> Tensor:
     """Run an encoder block; see `slimse.ops.encoder_block` for what it computes.
 
@@ -127,13 +158,12 @@ def encoder_block_forward(
         conv_bias: ``[C]``.
         glu_weight: ``[C, 2 C]``.
         glu_bias: ``[2 C]``.
-        width: active hidden channels: a number, or an integer tensor ``[B, P]``.
+        width: active hidden channels: a number, an integer tensor ``[B, P]``, or `FrameWidths` of the ``P`` positions.
         stride: ``S``; ``K`` must be a multiple of it.
         order: int32 ``[B * P]``, a permutation of the rows that says which share a tile; `launching.by_width` makes
             tiles of rows of like width. The result is the same whatever it is.
         precision: of float32 products: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
         config: launch parameters; `select_config` by default.
-        steps: int32, shape `launch_grid`, for tests: receives the steps over hidden channels that each tile took.
 
     Returns:
         ``[B, P, C]``.
@@ -145,7 +175,6 @@ def encoder_block_forward(
     channels = conv_weight.shape[0]
     shape = (windows.count, windows.length, channels)
     config = config or select_config(shape, x.dtype, precision, chip_of(x.device))
-    checks.check_steps(steps, launch_grid(shape, config), config)
     if not config.fused:
         hidden = window_product(windows, conv_weight, conv_bias, prefix, relu=True, order=order, precision=precision)
         rows = Rows.positions(hidden)
@@ -153,14 +182,26 @@ def encoder_block_forward(
     y = x.new_empty(x.shape[0], windows.per_item, channels)
     if y.numel() == 0:
         return y
+    arguments = launching.width_arguments(prefix, order, config.block_t, windows.per_item)
+    n_cols = triton.cdiv(channels, config.block_c)
     launching.launch(
         encoder_block_fused,
-        launch_grid(shape, config),
-        *(windows.data, conv_weight, conv_bias, glu_weight, glu_bias, y, prefix.rows, order, steps),
-        *(windows.stride_b, windows.count, windows.per_item, prefix.bound),
+        (launching.row_tiles(arguments, windows.count, windows.per_item, config.block_t) * n_cols,),
+        x_ptr=windows.data,
+        conv_weight_ptr=conv_weight,
+        conv_bias_ptr=conv_bias,
+        glu_weight_ptr=glu_weight,
+        glu_bias_ptr=glu_bias,
+        y_ptr=y,
+        stride_b=windows.stride_b,
+        n_rows=windows.count,
+        n_pos=windows.per_item,
+        n_cols=n_cols,
+        width=prefix.bound,
         ROWS=windows.geometry,
         C=channels,
         PRECISION=precision,
+        **arguments,
         **config.launch_options(),
     )
     return y
@@ -173,7 +214,7 @@ def encoder_block_backward(
     conv_bias: Tensor,
     glu_weight: Tensor,
     glu_bias: Tensor,
-    width: int | Tensor,
+    width: int | Tensor | FrameWidths,
     stride: int,
     *,
     order: Tensor | None = None,
@@ -202,7 +243,7 @@ def encoder_block_backward(
         ValueError: for arguments that do not fit together.
     """
     windows, prefix = _check(x, conv_weight, conv_bias, glu_weight, glu_bias, width, stride, order, precision)
-    grad = grad.contiguous()
+    prefix, grad = prefix.per_row(windows.per_item), grad.contiguous()
     shape = (x.shape[0], windows.per_item, conv_weight.shape[0])
     checks.check_shapes(conv_weight=(conv_weight, tuple(conv_weight.shape)), grad=(grad, shape))
     shared = {"order": order, "precision": precision}
@@ -233,7 +274,7 @@ def _check(
     conv_bias: Tensor,
     glu_weight: Tensor,
     glu_bias: Tensor,
-    width: int | Tensor,
+    width: int | Tensor | FrameWidths,
     stride: int,
     order: Tensor | None,
     precision: str,
@@ -253,4 +294,4 @@ def _check(
     windows = Rows.windows(x, stride, window)
     checks.check_precision(precision)
     checks.check_order(order, windows.count)
-    return windows, checks.split_width("width", width, channels, (x.shape[0], windows.per_item))
+    return windows, checks.split_width("width", width, channels, (x.shape[0], windows.per_item), frames=True)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .prefix_gemm import load_cut_block, load_row_tile, load_weight_block, product
+from .prefix_gemm import load_cut_block, load_row_tile, load_row_widths, load_weight_block, product, program_tile
 from .rows import Prefix, Rows
 from .tiles import chip_of, product_tile
 
@@ -53,17 +53,24 @@ class Layout(NamedTuple):
 
 
 @triton.jit
-def load_tap_rows(blocks, mask_t, shift, width_ptr, n_pos, n_blocks, width, CHANNELS: tl.constexpr):
+def load_tap_rows(
+    blocks,
+    mask_t,
+    shift,
+    width_ptr,  # as those of `load_row_widths`
+    counts_ptr,
+    n_pos,
+    n_blocks,
+    n_frames,
+    width,
+    CHANNELS: tl.constexpr,
+    FRAMES: tl.constexpr,
+):
     """Rows ``shift`` before the output ``blocks``, their widths (0 where none), the largest width."""
     pos = blocks % n_blocks - shift
     valid = mask_t & (pos >= 0) & (pos < n_pos)
     rows = tl.where(valid, (blocks // n_blocks) * n_pos + pos, 0)
-    if width_ptr is not None:
-        row_width = tl.where(valid, tl.minimum(tl.load(width_ptr + rows), CHANNELS), 0)
-        k_max = tl.max(row_width, axis=0)
-    else:
-        row_width = tl.where(valid, width, 0)
-        k_max = width
+    row_width, k_max = load_row_widths(width_ptr, counts_ptr, rows, valid, n_pos, n_frames, width, CHANNELS, FRAMES)
     return rows, row_width, k_max
 
 
@@ -122,22 +129,31 @@ def output_width(
     return tl.where(inside, width_out, 0)
 
 
-@triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_blocks", "n_time", "width", "width_out"])
+@triton.jit(
+    do_not_specialize=[
+        *("stride_b", "n_rows", "n_pos", "n_blocks", "n_time", "n_cols", "n_frames", "width", "width_out")
+    ]
+)
 def overlap_add_gather(
     x_ptr,  # rows of J, CHANNELS apart, item stride stride_b
     weight_ptr,  # (J, taps * cols), rows [:UNIT * k] are read
     bias_ptr,  # (channels,) or None
     out_ptr,  # (batch, n_time, channels)
-    width_ptr,  # (batch * n_pos,) int32 or None
+    width_ptr,  # as those of `load_row_widths`
+    counts_ptr,
     width_out_ptr,  # (batch * n_time,) int32 or None
-    order_ptr,  # (n_rows,) int32 or None: of the output blocks
+    order_ptr,  # as that of `load_row_tile`: of the output blocks
     stride_b,
     n_rows,  # batch * n_blocks
     n_pos,
     n_blocks,
     n_time,
+    n_cols,  # tiles of columns
+    n_frames,
     width,
     width_out,
+    FRAMES: tl.constexpr,
+    EVEN: tl.constexpr,  # whether all rows have one width, a multiple of BLOCK_J
     CHANNELS: tl.constexpr,
     J: tl.constexpr,
     UNIT: tl.constexpr,
@@ -150,9 +166,10 @@ def overlap_add_gather(
     PRECISION: tl.constexpr,
 ):
     """A tile of output blocks, or of one phase of each."""
-    blocks, mask_t, _, _ = load_row_tile(order_ptr, None, width, n_rows, J, BLOCK_T)
-    phase = tl.program_id(2)
-    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile, column = program_tile(n_cols)
+    blocks, mask_t = load_row_tile(order_ptr, tile, n_rows, n_blocks, n_frames, FRAMES, BLOCK_T)
+    phase = tl.program_id(1)
+    offs_c = column * BLOCK_C + tl.arange(0, BLOCK_C)
     k_out = OUT.channels
     if CUT_OUT:
         k_out = tl.max(output_width(width_out_ptr, blocks, mask_t, phase, n_blocks, n_time, width_out, OUT), axis=0)
@@ -160,17 +177,27 @@ def overlap_add_gather(
     for tap in range(0, OUT.taps):
         shift = tap * OUT.dilation - phase
         rows, row_width, k_max = load_tap_rows(
-            blocks, mask_t, shift // OUT.stride, width_ptr, n_pos, n_blocks, width, J // UNIT
+            blocks,
+            mask_t,
+            shift // OUT.stride,
+            width_ptr,
+            counts_ptr,
+            n_pos,
+            n_blocks,
+            n_frames,
+            width,
+            J // UNIT,
+            FRAMES,
         )
         active = k_max * UNIT
         if OUT.stride > 1:
             active = tl.where(shift % OUT.stride == 0, active, 0)
         if CUT_OUT:
-            active = tl.where(tl.program_id(1) * BLOCK_C < k_out, active, 0)
+            active = tl.where(column * BLOCK_C < k_out, active, 0)
         starts = ((rows // n_pos).to(tl.int64) * stride_b + rows % n_pos) * CHANNELS
         for j in range(0, active, BLOCK_J):
             offs_j = j + tl.arange(0, BLOCK_J)
-            hidden = load_cut_block(x_ptr + starts, row_width * UNIT, offs_j, J, BLOCK_J)
+            hidden = load_cut_block(x_ptr + starts, row_width * UNIT, offs_j, J, BLOCK_J, EVEN)
             units = tl.minimum(offs_j, active - 1) * OUT.taps + tap
             weight = load_weight_block(weight_ptr, units, offs_c, OUT.cols, OUT.cols % BLOCK_C == 0)
             acc = product(hidden, weight, acc, PRECISION=PRECISION)
@@ -242,11 +269,25 @@ def overlap_add(
     blocks = triton.cdiv(n_time + padding, stride)
     cut_out, width_out = width_out is not None, width_out or Prefix(channels)
     tile = product_tile(batch * blocks, layout.cols, weight.dtype, precision, chip_of(weight.device))
+    arguments = launching.width_arguments(width, order, tile.rows, blocks, gathers=True)
+    n_cols = triton.cdiv(layout.cols, tile.cols)
     launching.launch(
         overlap_add_gather,
-        (*tile.grid(batch * blocks, layout.cols), layout.phases),
-        *(rows.data, weight, bias, out, width.rows, width_out.rows, order),
-        *(rows.stride_b, batch * blocks, per_item, blocks, n_time, width.bound, width_out.bound),
+        (launching.row_tiles(arguments, batch * blocks, blocks, tile.rows) * n_cols, layout.phases),
+        x_ptr=rows.data,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        out_ptr=out,
+        width_out_ptr=width_out.rows,
+        stride_b=rows.stride_b,
+        n_rows=batch * blocks,
+        n_pos=per_item,
+        n_blocks=blocks,
+        n_time=n_time,
+        n_cols=n_cols,
+        width=width.bound,
+        width_out=width_out.bound,
+        EVEN=width.uniform and unit * width.bound % tile.depth == 0,
         CHANNELS=rows.channels,
         J=rows.length,
         UNIT=unit,
@@ -254,6 +295,7 @@ def overlap_add(
         CUT_OUT=cut_out,
         RELU=relu,
         PRECISION=precision,
+        **arguments,
         **tile.launch_options("BLOCK_T", "BLOCK_C", "BLOCK_J"),
     )
     return out

@@ -54,33 +54,72 @@ def product(a, b, acc=None, PRECISION: tl.constexpr = "ieee"):
 
 
 @triton.jit
-def load_row_tile(
-    order_ptr,  # (n_rows,) int32 or None
-    width_ptr,  # (n_rows,) int32 or None
-    width,
-    n_rows,
-    CHANNELS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-):
-    """Row indices of this program (0 beyond the last), whether they exist, their widths, and the largest width."""
-    offs_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    mask_t = offs_t < n_rows
-    rows = tl.where(mask_t, offs_t, 0)
-    if order_ptr is not None:
-        rows = tl.load(order_ptr + rows)
-    if width_ptr is not None:
-        row_width = tl.minimum(tl.load(width_ptr + rows), CHANNELS)
-        row_width = tl.where(mask_t, row_width, 0)
-        k_max = tl.max(row_width, axis=0)
-    else:
-        row_width = tl.where(mask_t, width, 0)
-        k_max = width
-    return rows, mask_t, row_width, k_max
+def program_tile(n_cols):
+    """Tile of rows and of columns of a program; columns are fastest, so that the rows come from memory once."""
+    return tl.program_id(0) // n_cols, tl.program_id(0) % n_cols
 
 
 @triton.jit
-def row_starts(rows, n_pos, stride_b, STRIDE: tl.constexpr, CHANNELS: tl.constexpr):
-    """Offsets in elements, int64, of ``rows`` that begin ``STRIDE`` positions apart."""
+def load_row_tile(
+    order_ptr,  # (n_rows,) int32, or (batch * runs,) of `FrameWidths`; or None
+    tile,
+    n_rows,
+    n_pos,
+    n_frames,
+    FRAMES: tl.constexpr,  # `Frames` or None
+    BLOCK_T: tl.constexpr,
+):
+    """Rows of a tile (0 where there is none), and whether they exist."""
+    offs_t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    ORDERED: tl.constexpr = FRAMES.ordered if FRAMES is not None else False
+    if ORDERED:
+        runs = n_frames + FRAMES.spare
+        last = n_rows // n_pos * runs - 1
+        run = tl.load(order_ptr + tl.minimum(offs_t // FRAMES.rate, last))
+        pos = run % runs * FRAMES.rate + offs_t % FRAMES.rate - FRAMES.skipped
+        mask_t = (offs_t // FRAMES.rate <= last) & (pos >= 0) & (pos < n_pos)
+        rows = tl.where(mask_t, run // runs * n_pos + pos, 0)
+    else:
+        mask_t = offs_t < n_rows
+        rows = tl.where(mask_t, offs_t, 0)
+        if order_ptr is not None:
+            rows = tl.load(order_ptr + rows)
+    return rows, mask_t
+
+
+@triton.jit
+def load_row_widths(
+    width_ptr,  # (n_rows,) int32, or (batch, n_frames) `FrameWidths.choice`; or None
+    counts_ptr,  # (J,) int32 or None
+    rows,
+    mask_t,
+    n_pos,
+    n_frames,
+    width,
+    CHANNELS: tl.constexpr,
+    FRAMES: tl.constexpr,  # `Frames` or None
+):
+    """Active units of rows, 0 where they do not exist, and the largest."""
+    if width_ptr is None:
+        row_width = tl.where(mask_t, width, 0)
+        k_max = width
+    else:
+        if FRAMES is not None:
+            frame = tl.maximum(rows % n_pos + (FRAMES.rate - 1 - FRAMES.lead), 0) // FRAMES.rate
+            frame = tl.minimum(frame, n_frames - 1)
+            row_width = tl.load(counts_ptr + tl.load(width_ptr + rows // n_pos * n_frames + frame))
+        else:
+            row_width = tl.load(width_ptr + rows)
+        row_width = tl.where(mask_t, tl.minimum(row_width, CHANNELS), 0)
+        k_max = tl.max(row_width, axis=0)
+    return row_width, k_max
+
+
+@triton.jit
+def row_starts(rows, n_pos, stride_b, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, ALIGNED: tl.constexpr = True):
+    """Offsets in elements, int64, of ``rows`` that begin ``STRIDE`` positions apart; see `Rows.stride_b`."""
+    if ALIGNED:
+        return ((rows // n_pos).to(tl.int64) * stride_b + rows % n_pos) * (STRIDE * CHANNELS)
     return ((rows // n_pos).to(tl.int64) * stride_b + (rows % n_pos) * STRIDE) * CHANNELS
 
 
@@ -150,9 +189,15 @@ def load_weight_block(weight_ptr, units, cols, COLS: tl.constexpr, EVEN: tl.cons
 
 
 @triton.jit
-def load_cut_block(row_ptr, active, offs, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Elements ``offs`` of the rows at ``row_ptr``, zero where they are inactive (whatever lies there)."""
+def load_cut_block(row_ptr, active, offs, LENGTH: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr = False):
+    """Elements ``offs`` of the rows at ``row_ptr``, zero where they are inactive (whatever lies there).
+
+    With ``EVEN`` a row is active in all of ``offs`` or in none. Its load then goes to shared memory on its own; any
+    other mask is one over registers, as one on the load itself would take away its width.
+    """
     ptrs = row_ptr[:, None] + offs[None, :]
+    if EVEN:
+        return tl.load(ptrs, mask=(active > 0)[:, None], other=0.0)
     # The mask of the load is free of the width: a constant one keeps wide loads.
     data = tl.load(ptrs) if LENGTH % BLOCK == 0 else tl.load(ptrs, mask=(offs < LENGTH)[None, :], other=0.0)
     return tl.where(offs[None, :] < active[:, None], data, 0.0)
@@ -212,7 +257,9 @@ def prefix_gemm_weight_grad(
             starts, active = tap_starts(rows, offs_t < last, tap, width_in_ptr, stride_b, n_pos, n_time, width_in, ROWS)
             data = load_cut_block(data_ptr + starts, active, offs_m, ROWS.length, BLOCK_M)
         else:
-            ptrs = (data_ptr + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels))[:, None] + offs_m[None, :]
+            ptrs = (data_ptr + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels, ROWS.aligned))[
+                :, None
+            ] + offs_m[None, :]
             data = (
                 tl.load(ptrs)
                 if ROWS.length % BLOCK_M == 0

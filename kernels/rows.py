@@ -9,11 +9,90 @@ import torch
 from torch import Tensor
 
 
+class FrameWidths(NamedTuple):
+    """The width of every position of a layer by the frame that owns it; see `slimse.width.FrameMap`.
+
+    Position ``p`` belongs to frame ``ceil((p - lead) / rate)``, at least the first and at most the last. Nothing is
+    computed per position, and nothing waits for the device.
+    """
+
+    choice: Tensor
+    """int32 ``[B, frames]``: which of the widths a frame has."""
+    counts: Tensor
+    """int32 ``[J]``: active channels of every width."""
+    rate: int
+    """Positions per frame."""
+    lead: int
+    """Last position of the first frame; where a frame begins at each multiple of ``rate``, ``rate - 1``."""
+    orders: tuple[Tensor, Tensor] | None = None
+    """By `frame_orders`: puts frames of like width into one tile; None to leave them as they come."""
+
+    def positions(self, count: int) -> Tensor:
+        """Width of ``count`` positions, int32 ``[B, count]``."""
+        index = torch.arange(count, device=self.choice.device)
+        frame = (index - self.lead + self.rate - 1).clamp(min=0) // self.rate
+        return self.counts[self.choice[:, frame.clamp(max=self.choice.shape[1] - 1)].long()]
+
+
+SPARE = 4
+"""Runs of ``rate`` positions that the first frame owns beyond its first, and the last one beyond its last, at most."""
+
+
+def frame_orders(choice: Tensor, widths: int) -> tuple[Tensor, Tensor]:
+    """Runs of all items from narrow to wide, for `FrameWidths.orders`: two counting sorts for all levels of a network.
+
+    Args:
+        choice: int ``[B, frames]``, which of the ``widths`` (rising) a frame has.
+        widths: how many there are.
+
+    Returns:
+        Twice int32 ``[B * (frames + SPARE)]``, run ``r`` of item ``b`` being ``b * (frames + SPARE) + r``: in the order
+        of its own width, and in that of the wider of it and the run before, which an output of a transposed convolution
+        gathers too. Half of the spare runs come before the first frame and are its own, half after the last.
+    """
+    before = SPARE // 2
+    first, last = choice[:, :1].expand(-1, before), choice[:, -1:].expand(-1, SPARE - before)
+    own = torch.cat([first, choice, last], 1)
+    both = torch.cat([own[:, :1], torch.maximum(own[:, 1:], own[:, :-1])], 1)
+    runs = torch.arange(own.numel(), dtype=torch.int32, device=choice.device)
+    orders = []
+    for keys in (own.flatten(), both.flatten()):
+        hits = keys == torch.arange(widths, device=keys.device).unsqueeze(1)
+        # A run's place: how many have a smaller key, or the same one and come before it.
+        place = hits.flatten().cumsum(0).view(widths, -1).gather(0, keys.long().unsqueeze(0)).squeeze(0) - 1
+        orders.append(torch.empty_like(runs).scatter_(0, place, runs))
+    return orders[0], orders[1]
+
+
+class Frames(NamedTuple):
+    """How positions lie in frames, as one constant of a kernel."""
+
+    rate: int
+    lead: int
+    ordered: bool
+    spare: int = SPARE
+
+    @property
+    def skipped(self) -> int:
+        """Positions that are missing from the first of the runs of an item."""
+        return (SPARE // 2 + 1) * self.rate - 1 - self.lead
+
+
 class Prefix(NamedTuple):
-    """Active units of rows: as many as ``rows`` says of each (int32), at most than ``bound``; or ``bound`` of all."""
+    """Active units of rows: ``bound`` of all, or as many as ``rows`` (int32) or ``frames`` says, at most ``bound``."""
 
     bound: int
     rows: Tensor | None = None
+    frames: FrameWidths | None = None
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows have one width."""
+        return self.rows is None and self.frames is None
+
+    def per_row(self, per_item: int) -> Prefix:
+        """The same with one of its own for every row, if it goes by frames."""
+        return self if self.frames is None else Prefix(self.bound, self.frames.positions(per_item).contiguous())
 
 
 class Geometry(NamedTuple):
@@ -25,6 +104,8 @@ class Geometry(NamedTuple):
     taps: int
     dilation: int
     padding: int
+    aligned: bool
+    """Whether items begin a multiple of ``stride`` positions apart, so that rows are read in wide loads."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +136,21 @@ class Rows:
 
     @property
     def stride_b(self) -> int:
-        """Positions between the items of the batch.
+        """Positions between the items of the batch, or where `aligned` strides between them.
 
         The size of a position is known when a kernel is compiled; an offset in elements would be compiled for as a
         multiple of 16 and again as none.
         """
+        return self._item // self.stride if self.aligned else self._item
+
+    @property
+    def _item(self) -> int:
         return self.data.stride(0) // self.channels if self.data.shape[0] > 1 else 0
+
+    @property
+    def aligned(self) -> bool:
+        """See `Geometry`."""
+        return self.plain and self._item % self.stride == 0
 
     @classmethod
     def windows(cls, x: Tensor, stride: int, length: int) -> Rows:
@@ -82,7 +172,7 @@ class Rows:
     @property
     def geometry(self) -> Geometry:
         """What a kernel is compiled for."""
-        return Geometry(self.stride, self.channels, self.length, self.taps, self.dilation, self.padding)
+        return Geometry(self.stride, self.channels, self.length, self.taps, self.dilation, self.padding, self.aligned)
 
 
 def packed_time(x: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ from .overlap_add import overlap_add
 from .prefix_gemm import (
     load_cut_block,
     load_row_tile,
+    load_row_widths,
     load_weight_block,
     product,
+    program_tile,
     row_product,
     row_starts,
     weight_grad,
@@ -58,7 +60,7 @@ def glu_units(
     return value, tl.sigmoid(gate)
 
 
-@triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "width"])
+@triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "n_cols", "n_frames", "width"])
 def slim_linear_glu_output(
     x_ptr,  # (B, n_pos, C_IN), item stride stride_b, positions CHANNELS apart
     skip_ptr,  # (B, n_pos, C_IN), item stride stride_skip, positions SKIP_CHANNELS apart, or None
@@ -67,13 +69,17 @@ def slim_linear_glu_output(
     grad_ptr,  # (n_rows, C_OUT) for the gradient: that of the output, columns [:k] of a row are read, or None
     out_ptr,  # (n_rows, C_OUT), columns [:k] of a row are written
     grad_out_ptr,  # (n_rows, C_OUT, 2) for the gradient at the input of the GLU, or None
-    width_ptr,  # (n_rows,) int32 or None
-    order_ptr,  # (n_rows,) int32 or None
+    width_ptr,  # as those of `load_row_widths`
+    counts_ptr,
+    order_ptr,  # as that of `load_row_tile`
     stride_b,
     stride_skip,
     n_rows,
     n_pos,
+    n_cols,  # tiles of columns
+    n_frames,
     width,
+    FRAMES: tl.constexpr,
     CHANNELS: tl.constexpr,
     SKIP_CHANNELS: tl.constexpr,
     C_IN: tl.constexpr,
@@ -85,8 +91,10 @@ def slim_linear_glu_output(
     PRECISION: tl.constexpr,
 ):
     """Units, and for the backward pass the gradient at the values and gates they come from."""
-    rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, C_OUT, BLOCK_T)
-    h = tl.program_id(1) * BLOCK_H
+    tile, column = program_tile(n_cols)
+    rows, mask_t = load_row_tile(order_ptr, tile, n_rows, n_pos, n_frames, FRAMES, BLOCK_T)
+    row_width, k_max = load_row_widths(width_ptr, counts_ptr, rows, mask_t, n_pos, n_frames, width, C_OUT, FRAMES)
+    h = column * BLOCK_H
     offs_h = h + tl.arange(0, BLOCK_H)
     mask = mask_t[:, None] & (offs_h < C_OUT)[None, :]
     starts = rows.to(tl.int64)[:, None] * C_OUT + offs_h[None, :]
@@ -111,7 +119,7 @@ def slim_linear_glu_output(
         tl.store(out_ptr + starts, tl.zeros([BLOCK_T, BLOCK_H], dtype=tl.float32), mask=mask)
 
 
-@triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "width"])
+@triton.jit(do_not_specialize=["stride_b", "stride_skip", "n_rows", "n_pos", "n_cols", "n_frames", "width"])
 def slim_linear_glu_input(
     x_ptr,  # (B, n_pos, C_IN), item stride stride_b, positions CHANNELS apart; columns [:k] of a row are used
     skip_ptr,  # (B, n_pos, C_IN), item stride stride_skip, positions SKIP_CHANNELS apart, or None
@@ -119,35 +127,42 @@ def slim_linear_glu_input(
     bias_ptr,  # (2 * C_OUT,)
     grad_ptr,  # (n_rows, C_OUT) for the gradient: that of the output, or None
     out_ptr,  # (n_rows, C_OUT), or (n_rows, 2 * C_OUT) for the gradient
-    width_ptr,  # (n_rows,) int32 or None
-    order_ptr,  # (n_rows,) int32 or None
+    width_ptr,  # as those of `load_row_widths`
+    counts_ptr,
+    order_ptr,  # as that of `load_row_tile`
     stride_b,
     stride_skip,
     n_rows,
     n_pos,
+    n_cols,  # tiles of columns
+    n_frames,
     width,
+    FRAMES: tl.constexpr,
     CHANNELS: tl.constexpr,
     SKIP_CHANNELS: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
+    EVEN: tl.constexpr,  # whether all rows have one width, a multiple of BLOCK_H
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """``GLU(x @ weight + bias)``, or the gradient at the input of the GLU."""
-    rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, C_IN, BLOCK_T)
-    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile, column = program_tile(n_cols)
+    rows, mask_t = load_row_tile(order_ptr, tile, n_rows, n_pos, n_frames, FRAMES, BLOCK_T)
+    row_width, k_max = load_row_widths(width_ptr, counts_ptr, rows, mask_t, n_pos, n_frames, width, C_IN, FRAMES)
+    offs_c = column * BLOCK_C + tl.arange(0, BLOCK_C)
     row_ptr = x_ptr + row_starts(rows, n_pos, stride_b, 1, CHANNELS)
     value = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
     gate = tl.zeros([BLOCK_T, BLOCK_C], dtype=tl.float32)
     for h in range(0, k_max, BLOCK_H):
         offs_h = h + tl.arange(0, BLOCK_H)
         units = tl.minimum(offs_h, k_max - 1)
-        hidden = load_cut_block(row_ptr, row_width, offs_h, C_IN, BLOCK_H)
+        hidden = load_cut_block(row_ptr, row_width, offs_h, C_IN, BLOCK_H, EVEN)
         if skip_ptr is not None:
             skip_rows = skip_ptr + row_starts(rows, n_pos, stride_skip, 1, SKIP_CHANNELS)
-            skip = load_cut_block(skip_rows, row_width, offs_h, C_IN, BLOCK_H)
+            skip = load_cut_block(skip_rows, row_width, offs_h, C_IN, BLOCK_H, EVEN)
             hidden = (hidden.to(tl.float32) + skip.to(tl.float32)).to(hidden.dtype)
         weight_value = load_weight_block(weight_ptr, 2 * units, offs_c, C_OUT, C_OUT % BLOCK_C == 0)
         value = product(hidden, weight_value, value, PRECISION=PRECISION)
@@ -186,9 +201,10 @@ def input_cut(
         return out
     # Value and gate are two accumulators: together they are as wide as one tile.
     tile = _half_tile(rows, channels, weight, precision)
-    options = {**tile.launch_options("BLOCK_T", "BLOCK_C", "BLOCK_H"), "C_OUT": channels, "PRECISION": precision}
-    tensors = (weight, bias, grad, out, width.rows, order)
-    _launch(slim_linear_glu_input, tile.grid(rows.count, channels), rows, skip, tensors, width.bound, options)
+    given = {"weight_ptr": weight, "bias_ptr": bias, "grad_ptr": grad, "out_ptr": out, "C_OUT": channels}
+    given |= {"EVEN": width.uniform and width.bound % tile.depth == 0, "PRECISION": precision}
+    given |= tile.launch_options("BLOCK_T", "BLOCK_C", "BLOCK_H")
+    _launch(slim_linear_glu_input, tile, channels, rows, skip, width, order, given)
     return out
 
 
@@ -217,10 +233,10 @@ def output_cut(
         return out, halves
     # Value and gate are one accumulator of twice the width.
     tile = _half_tile(rows, written, weight, precision)
-    options = {**tile.launch_options("BLOCK_T", "BLOCK_H", "BLOCK_K"), "C_OUT": channels, "PRECISION": precision}
-    tensors = (weight, bias, grad, out, halves, width.rows, order)
-    grid = tile.grid(rows.count, written)
-    _launch(slim_linear_glu_output, grid, rows, skip, tensors, width.bound, {**options, "ZERO": zero})
+    given = {"weight_ptr": weight, "bias_ptr": bias, "grad_ptr": grad, "out_ptr": out, "grad_out_ptr": halves}
+    given |= {"C_OUT": channels, "ZERO": zero, "PRECISION": precision}
+    given |= tile.launch_options("BLOCK_T", "BLOCK_H", "BLOCK_K")
+    _launch(slim_linear_glu_output, tile, written, rows, skip, width, order, given)
     return out, halves
 
 
@@ -232,23 +248,34 @@ def _half_tile(rows: Rows, cols: int, weight: Tensor, precision: str) -> Tile:
 
 def _launch(
     kernel: Any,
-    grid: tuple[int, int],
+    tile: Tile,
+    cols: int,
     rows: Rows,
     skip: Rows | None,
-    tensors: tuple[Tensor | None, ...],
-    width: int,
-    options: dict[str, Any],
+    width: Prefix,
+    order: Tensor | None,
+    given: dict[str, Any],
 ) -> None:
-    """Start one of the two kernels on ``rows`` and what is added to them."""
+    """Start one of the two kernels on ``rows`` and what is added to them, for so many columns."""
     added, added_stride, added_channels = addend(skip)
+    arguments = launching.width_arguments(width, order, tile.rows, rows.per_item)
+    n_cols = triton.cdiv(cols, tile.cols)
     launching.launch(
         kernel,
-        grid,
-        *(rows.data, added, *tensors, rows.stride_b, added_stride, rows.count, rows.per_item, width),
+        (launching.row_tiles(arguments, rows.count, rows.per_item, tile.rows) * n_cols,),
+        x_ptr=rows.data,
+        skip_ptr=added,
+        stride_b=rows.stride_b,
+        stride_skip=added_stride,
+        n_rows=rows.count,
+        n_pos=rows.per_item,
+        n_cols=n_cols,
+        width=width.bound,
         CHANNELS=rows.channels,
         SKIP_CHANNELS=added_channels,
         C_IN=rows.length,
-        **options,
+        **arguments,
+        **given,
     )
 
 

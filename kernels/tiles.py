@@ -141,6 +141,8 @@ class Product(NamedTuple):
     """Outputs of a tile from which it has eight warps, not four."""
     deep: int = 0
     """Outputs of a tile from which a step takes twice the depth; 0 for never."""
+    many: int = 0
+    """Rows from which there are programs enough for tiles of all of ``cols``; for fewer they have at most 128."""
 
 
 _FMA = Product(64, 64, 16, num_stages=2, wide=2048)
@@ -155,7 +157,7 @@ PRODUCTS = {
     ("consumer", "tf32"): Product(64, 64, 32, num_stages=2, wide=2048),
     ("consumer", "tf32x3"): Product(64, 32, 16, num_stages=2, wide=1024),
     ("consumer", "fp32"): _FMA,
-    ("hopper", "half"): Product(128, 128, 32, num_stages=3, wide=1024, deep=16384),
+    ("hopper", "half"): Product(128, 256, 32, num_stages=3, wide=1024, deep=16384, many=8192),
     ("hopper", "tf32"): Product(128, 64, 32, num_stages=3, wide=1024),
     ("hopper", "tf32x3"): Product(128, 64, 32, num_stages=2, wide=1024),
     ("hopper", "fp32"): _FMA_WARPS,
@@ -173,7 +175,8 @@ PRODUCTS = {
 def product_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee", chip: Chip = AMPERE) -> Tile:
     """A tile for ``rows`` x ``cols`` outputs of a matrix product."""
     entry = _entry(PRODUCTS, chip, number_format(dtype, precision))
-    rows, cols = (_fitting(size, most) for size, most in ((rows, entry.rows), (cols, entry.cols)))
+    most = entry.cols if rows >= entry.many else min(entry.cols, 128)
+    rows, cols = _fitting(rows, entry.rows), _fitting(cols, most)
     # Few rows leave registers for a deeper step.
     deep = entry.deep and (rows == 16 or rows * cols >= entry.deep)
     warps = 8 if rows * cols >= entry.wide else 4
@@ -197,18 +200,20 @@ def _fused(chips: str, number: str, rows: dict[int, Block]) -> dict[tuple[str, s
 _FMA_BLOCKS = {64: Block(64, 16, 16, 8, 2), 128: Block(32, 16, 16, 8, 2)}
 BLOCKS = {
     "encoder_block": {
-        **_fused("hopper blackwell", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(128, 32, 64, 8, 3)}),
-        **_fused("ampere consumer amd", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(64, 32, 64, 8, 3)}),
+        **_fused("hopper blackwell", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(128, 32, 128, 8, 2)}),
+        **_fused("ampere", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(64, 32, 128, 8, 2)}),
+        **_fused("consumer", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(64, 16, 128, 8, 2)}),
+        **_fused("amd", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(64, 32, 64, 8, 3)}),
         **_fused("hopper", "tf32", {64: Block(128, 32, 32, 8, 3), 128: Block(128, 16, 32, 8, 3)}),
         **_fused("ampere consumer blackwell amd", "tf32", {32: Block(128, 32, 32, 4, 3), 128: Block(64, 16, 32, 8, 3)}),
-        **_fused(
-            "hopper ampere consumer blackwell", "tf32x3", {64: Block(64, 16, 16, 8, 2), 128: Block(32, 16, 16, 8, 2)}
-        ),
+        **_fused("hopper ampere consumer blackwell", "tf32x3", _FMA_BLOCKS),
         **_fused("hopper ampere consumer blackwell amd", "fp32", _FMA_BLOCKS),
     },
     "decoder_block": {
-        **_fused("hopper blackwell", "half", {128: Block(128, 16, 64, 8, 3), 256: Block(64, 16, 64, 8, 3)}),
-        **_fused("ampere consumer amd", "half", {64: Block(128, 16, 64, 8, 3), 256: Block(64, 16, 64, 8, 3)}),
+        **_fused("hopper blackwell", "half", {128: Block(128, 16, 64, 8, 3), 256: Block(128, 16, 128, 8, 3)}),
+        **_fused("ampere", "half", {64: Block(128, 16, 64, 8, 3), 256: Block(64, 16, 128, 8, 3)}),
+        **_fused("consumer", "half", {64: Block(128, 16, 64, 8, 3), 256: Block(64, 16, 128, 8, 2)}),
+        **_fused("amd", "half", {64: Block(128, 16, 64, 8, 3), 256: Block(64, 16, 64, 8, 3)}),
         **_fused("hopper blackwell", "tf32", {128: Block(128, 16, 32, 8, 3), 256: Block(64, 16, 32, 8, 3)}),
         **_fused("ampere consumer amd", "tf32", {64: Block(128, 16, 32, 8, 3), 256: Block(64, 16, 32, 8, 3)}),
         **_fused("hopper ampere consumer blackwell", "tf32x3", {128: Block(64, 16, 16, 8, 2)}),

@@ -10,7 +10,17 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .prefix_gemm import load_cut_block, load_row_block, load_row_tile, product, row_product, row_starts, tap_starts
+from .prefix_gemm import (
+    load_cut_block,
+    load_row_block,
+    load_row_tile,
+    load_row_widths,
+    product,
+    program_tile,
+    row_product,
+    row_starts,
+    tap_starts,
+)
 from .rows import Prefix, Rows
 from .tiles import chip_of, product_tile
 
@@ -46,22 +56,26 @@ def _cut_product(
     return acc
 
 
-@triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_time", "width", "width_in"])
+@triton.jit(do_not_specialize=["stride_b", "n_rows", "n_pos", "n_time", "n_cols", "n_frames", "width", "width_in"])
 def window_gemm_rows(
     x_ptr,  # rows of several runs; group g reads a run's length further on
     weight_ptr,  # (GROUPS, J, taps, PITCH), rows [:UNIT * k] are read
     bias_ptr,  # (GROUPS * J,) or None
     forward_ptr,  # (n_rows, GROUPS * J): result after a ReLU whose gradient this is, or None
     out_ptr,  # (n_rows, GROUPS * J), columns [:UNIT * k] of a row and group are written
-    width_ptr,  # (n_rows,) int32 or None
+    width_ptr,  # as those of `load_row_widths`
+    counts_ptr,
     width_in_ptr,  # (batch * n_time,) int32 or None
-    order_ptr,  # (n_rows,) int32 or None
+    order_ptr,  # as that of `load_row_tile`
     stride_b,
     n_rows,
     n_pos,
     n_time,
+    n_cols,  # tiles of columns
+    n_frames,
     width,
     width_in,
+    FRAMES: tl.constexpr,
     ROWS: tl.constexpr,  # their `Geometry`
     PITCH: tl.constexpr,
     CUT: tl.constexpr,  # whether a run may be inactive in part
@@ -75,11 +89,13 @@ def window_gemm_rows(
     PRECISION: tl.constexpr,
 ):
     """A tile of rows and output columns of a group."""
-    rows, mask_t, row_width, k_max = load_row_tile(order_ptr, width_ptr, width, n_rows, J // UNIT, BLOCK_T)
+    tile, column = program_tile(n_cols)
+    rows, mask_t = load_row_tile(order_ptr, tile, n_rows, n_pos, n_frames, FRAMES, BLOCK_T)
+    row_width, k_max = load_row_widths(width_ptr, counts_ptr, rows, mask_t, n_pos, n_frames, width, J // UNIT, FRAMES)
     active = k_max * UNIT
-    first = tl.program_id(1) * BLOCK_J
+    first = column * BLOCK_J
     if ZERO or first < active:
-        group = tl.program_id(2)
+        group = tl.program_id(1)
         offs_j = first + tl.arange(0, BLOCK_J)
         units = group * J + tl.maximum(tl.minimum(offs_j, active - 1), 0)
         acc = tl.zeros([BLOCK_T, BLOCK_J], dtype=tl.float32)
@@ -103,13 +119,17 @@ def window_gemm_rows(
                     PRECISION,
                 )
             else:
-                row_ptr = x_ptr + group * ROWS.length + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels)
+                row_ptr = (
+                    x_ptr
+                    + group * ROWS.length
+                    + row_starts(rows, n_pos, stride_b, ROWS.stride, ROWS.channels, ROWS.aligned)
+                )
                 acc = row_product(acc, row_ptr, None, weight_ptr, units, ROWS.length, PITCH, BLOCK_K, PRECISION)
         if bias_ptr is not None:
             acc += tl.load(bias_ptr + units).to(tl.float32)[None, :]
         if RELU:
             acc = tl.maximum(acc, 0.0)
-        starts = rows.to(tl.int64) * (J * tl.num_programs(2)) + group * J
+        starts = rows.to(tl.int64) * (J * tl.num_programs(1)) + group * J
         if forward_ptr is not None:
             forward = load_cut_block(forward_ptr + starts, row_width * UNIT, offs_j, J, BLOCK_J)
             acc = tl.where(forward.to(tl.float32) > 0, acc, 0.0)
@@ -162,11 +182,24 @@ def window_product(
     tile = product_tile(rows.count, written, weight.dtype, precision, chip_of(weight.device))
     cut = width_in is not None or not rows.plain
     width_in = width_in or Prefix(rows.length)
+    arguments = launching.width_arguments(width, order, tile.rows, rows.per_item)
+    n_cols = triton.cdiv(written, tile.cols)
     launching.launch(
         window_gemm_rows,
-        (*tile.grid(rows.count, written), groups),
-        *(rows.data, weight, bias, forward, out, width.rows, width_in.rows, order),
-        *(rows.stride_b, rows.count, rows.per_item, rows.data.shape[1], width.bound, width_in.bound),
+        (launching.row_tiles(arguments, rows.count, rows.per_item, tile.rows) * n_cols, groups),
+        x_ptr=rows.data,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        forward_ptr=forward,
+        out_ptr=out,
+        width_in_ptr=width_in.rows,
+        stride_b=rows.stride_b,
+        n_rows=rows.count,
+        n_pos=rows.per_item,
+        n_time=rows.data.shape[1],
+        n_cols=n_cols,
+        width=width.bound,
+        width_in=width_in.bound,
         ROWS=rows.geometry,
         PITCH=pitch,
         CUT=cut,
@@ -175,6 +208,7 @@ def window_product(
         RELU=relu,
         ZERO=zero,
         PRECISION=precision,
+        **arguments,
         **tile.launch_options("BLOCK_T", "BLOCK_J", "BLOCK_K"),
     )
     return out

@@ -11,7 +11,6 @@ from slimse.kernels.decoder_block import (
     decoder_block_backward,
     decoder_block_forward,
     decoder_order,
-    launch_grid,
     select_config,
 )
 from slimse.kernels.launching import BlockConfig
@@ -19,6 +18,7 @@ from slimse.kernels.launching import BlockConfig
 from slimse.ops.blocks import decoder_block
 
 FUSED = BlockConfig(True, 16, 16, 16, 16, 4, 2)
+KEPT = BlockConfig(True, 16, 16, 16, 64, 4, 2)
 SPLIT = BlockConfig(False, 16, 16, 16, 16, 4, 2)
 NAMES = ("x", "glu_weight", "glu_bias", "conv_weight", "conv_bias")
 
@@ -54,7 +54,7 @@ def check(distance, x, weights, bias, width, stride, grad, *, skip=None, relu=Fa
         assert distance(mine, theirs) <= 1e-5, name
 
 
-@pytest.mark.parametrize("config", [None, FUSED, SPLIT], ids=["selected", "fused", "split"])
+@pytest.mark.parametrize("config", [None, FUSED, KEPT, SPLIT], ids=["selected", "fused", "kept", "split"])
 @pytest.mark.parametrize("width", [0, 1, 3, 16, 17, 23, 24])
 def test_matches_the_twin_at_every_kind_of_width(distance, device, width, config):
     x, weights, bias, grad = make(2, 19, 24, 5, device)
@@ -82,7 +82,7 @@ def test_matches_the_twin_at_odd_sizes(distance, device, batch, time, channels, 
         check(distance, x, weights, bias, width, stride, grad, relu=True, config=config)
 
 
-@pytest.mark.parametrize("config", [FUSED, SPLIT], ids=["fused", "split"])
+@pytest.mark.parametrize("config", [FUSED, KEPT, SPLIT], ids=["fused", "kept", "split"])
 def test_no_positions(device, config):
     x, weights, bias, _ = make(2, 1, 8, 3, device)
     x = x[:, :0]
@@ -96,7 +96,7 @@ def test_no_positions(device, config):
     assert not any(grad.any() for grad in grads[1:4])
 
 
-@pytest.mark.parametrize("config", [FUSED, SPLIT], ids=["fused", "split"])
+@pytest.mark.parametrize("config", [FUSED, KEPT, SPLIT], ids=["fused", "kept", "split"])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_every_row_at_its_own_width(distance, device, ordered, config):
     x, weights, bias, grad = make(2, 33, 24, 3, device)
@@ -112,7 +112,7 @@ def test_widths_above_the_channels_count_as_all(distance, device):
     assert distance(decoder_block_forward(x, *weights, width, 4, 2), decoder_block(x, *weights, 8, 4, 2)) <= 1e-5
 
 
-@pytest.mark.parametrize("config", [FUSED, SPLIT], ids=["fused", "split"])
+@pytest.mark.parametrize("config", [FUSED, KEPT, SPLIT], ids=["fused", "kept", "split"])
 def test_skip_bias_and_relu_in_the_same_launch(distance, device, config):
     x, weights, bias, grad = make(2, 23, 12, 5, device)
     skip = torch.randn(3, 40, 12, device=device)[1:, 6:29]
@@ -122,7 +122,7 @@ def test_skip_bias_and_relu_in_the_same_launch(distance, device, config):
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("config", [FUSED, SPLIT], ids=["fused", "split"])
+@pytest.mark.parametrize("config", [FUSED, KEPT, SPLIT], ids=["fused", "kept", "split"])
 def test_inactive_channels_are_never_read(device, ragged, config):
     x, weights, _, grad = make(2, 14, 24, 3, device)
     width = torch.randint(0, 11, x.shape[:2], device=device) if ragged else 10
@@ -168,23 +168,23 @@ def test_half_precision_is_as_close_as_torch(distance, device, dtype, ragged):
         assert distance(mine, true) <= 2 * distance(theirs, true) + torch.finfo(dtype).eps, name
 
 
-def test_a_tile_takes_as_many_steps_as_its_widest_row(device):
-    x, weights, _, _ = make(2, 60, 48, 2, device)
-    width = torch.tensor([6, 12, 24, 48], device=device)[torch.randint(4, (2, 6), device=device)]
-    width = width.repeat_interleave(10, 1)
-    shape = (2 * 61, 8, 48)
-    grid = launch_grid(shape, FUSED)
+def test_a_tile_does_what_its_widest_row_needs(products, device):
+    x, weights, _, _ = make(2, 50, 48, 6, device)
+    width = torch.tensor([6, 12, 24, 48], device=device)[torch.randint(4, (2, 10), device=device)].repeat_interleave(
+        5, 1
+    )
+    padded = torch.nn.functional.pad(width, (1, 1))
+    widest, totals = torch.maximum(padded[:, 1:], padded[:, :-1]).flatten(), []
     for order in (None, decoder_order(width, 2)):
-        steps = torch.full(grid, -1, dtype=torch.int32, device=device)
-        decoder_block_forward(x, *weights, width, 4, 2, config=FUSED, order=order, steps=steps)
-        expected = torch.zeros(grid[0], dtype=torch.int32, device=device)
-        for tap in range(2):
-            rows = torch.nn.functional.pad(width, (tap, 1 - tap)).flatten()
-            rows = rows if order is None else rows[order[1].long()]
-            widest = torch.stack([tile.max() for tile in rows.split(FUSED.block_t)])
-            expected += ((widest + FUSED.block_h - 1) // FUSED.block_h).to(torch.int32)
-        assert torch.equal(steps, expected.unsqueeze(1).expand(grid))
-    assert int(steps.sum()) < 0.8 * 6 * steps.numel()
+        products.clear()
+        decoder_block_forward(x, *weights, width, 4, 6, config=KEPT, order=order)
+        rows = widest if order is None else widest[order[1].long()]
+        for index, tile in enumerate(rows.split(KEPT.block_t)):
+            for column in range(2):
+                # Of either tap a product for values and gates, and one with the columns.
+                assert products[index * 2 + column, 0, 0] == 4 * -(-int(tile.max()) // KEPT.block_h)
+        totals.append(products.total())
+    assert totals[1] < 0.9 * totals[0]
 
 
 def test_orders_put_like_widths_side_by_side():
@@ -205,7 +205,6 @@ def test_wrong_arguments_name_what_was_expected(device):
         ("expected a multiple of stride", {"stride": 5}),
         ("precision = 'half'", {"precision": "half"}),
         ("expected a permutation", {"order": (rows, rows)}),
-        ("a counter per program", {"steps": torch.zeros(9, dtype=torch.int32, device=device), "config": FUSED}),
         ("skip has shape", {"skip": x[:, 1:]}),
         ("conv_bias has shape", {"conv_bias": x[0, 0]}),
     ]

@@ -10,7 +10,6 @@ pytest.importorskip("triton")
 from slimse.kernels.encoder_block import (
     encoder_block_backward,
     encoder_block_forward,
-    launch_grid,
     select_config,
 )
 from slimse.kernels.launching import BlockConfig, by_width
@@ -149,22 +148,20 @@ def test_half_precision_is_as_close_as_torch(distance, device, dtype, ragged):
         assert distance(ours, true) <= 2 * distance(theirs, true) + torch.finfo(dtype).eps, name
 
 
-def test_a_tile_takes_as_many_steps_as_its_widest_row(device):
+def test_a_tile_does_what_its_widest_row_needs(products, device):
     x, weights, grad = make(2, 200, 2, 48, device)
     width = torch.tensor([6, 12, 24, 48], device=device)[torch.randint(4, grad.shape[:2], device=device)]
-    shape = (width.numel(), 16, 48)
-    grid = launch_grid(shape, FUSED)
+    totals = []
     for order in (None, by_width(width)):
-        steps = torch.full(grid, -1, dtype=torch.int32, device=device)
-        encoder_block_forward(x, *weights, width, 4, config=FUSED, order=order, steps=steps)
+        products.clear()
+        encoder_block_forward(x, *weights, width, 4, config=FUSED, order=order)
         rows = width.flatten() if order is None else width.flatten()[order.long()]
-        widest = torch.stack([tile.max() for tile in rows.split(FUSED.block_t)])
-        expected = (widest + FUSED.block_h - 1) // FUSED.block_h
-        assert torch.equal(steps, expected.to(torch.int32).unsqueeze(1).expand(grid))
-    assert int(steps.sum()) < 0.8 * 3 * steps.numel()
-    steps = torch.full(grid, -1, dtype=torch.int32, device=device)
-    encoder_block_forward(x, *weights, 17, 4, config=FUSED, steps=steps)
-    assert (steps == 2).all()
+        for index, tile in enumerate(rows.split(FUSED.block_t)):
+            for column in range(3):
+                # A product for the hidden channels, one for the values and one for the gates.
+                assert products[index * 3 + column, 0, 0] == 3 * -(-int(tile.max()) // FUSED.block_h)
+        totals.append(products.total())
+    assert totals[1] < 0.8 * totals[0]
 
 
 def test_backward_is_deterministic_and_may_skip_the_input(device):
@@ -183,7 +180,6 @@ def test_wrong_arguments_name_what_was_expected(device):
         ("expected a multiple of stride", {"stride": 3}),
         ("precision = 'half'", {"precision": "half"}),
         ("expected a permutation", {"order": torch.arange(rows, device=device)}),
-        ("a counter per program", {"steps": torch.zeros(1, dtype=torch.int32, device=device), "config": FUSED}),
     ]
     for message, change in calls:
         with pytest.raises(ValueError, match=message):
