@@ -268,7 +268,10 @@ def overlap_add(
     layout = Layout.of(channels, taps, stride, dilation, padding, whole=width_out is None)
     blocks = triton.cdiv(n_time + padding, stride)
     cut_out, width_out = width_out is not None, width_out or Prefix(channels)
-    tile = product_tile(batch * blocks, layout.cols, weight.dtype, precision, chip_of(weight.device))
+    # The masks of a width per row take the registers that a broad tile leaves.
+    tile = product_tile(
+        batch * blocks, layout.cols, weight.dtype, precision, chip_of(weight.device), broad=width.uniform
+    )
     arguments = launching.width_arguments(width, order, tile.rows, blocks, gathers=True)
     n_cols = triton.cdiv(layout.cols, tile.cols)
     launching.launch(

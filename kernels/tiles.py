@@ -172,10 +172,12 @@ PRODUCTS = {
 """By class of chip and number format. AMD has no ``"tf32x3"``: its matrix instructions compute in float32."""
 
 
-def product_tile(rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee", chip: Chip = AMPERE) -> Tile:
-    """A tile for ``rows`` x ``cols`` outputs of a matrix product."""
+def product_tile(
+    rows: int, cols: int, dtype: torch.dtype, precision: str = "ieee", chip: Chip = AMPERE, *, broad: bool = True
+) -> Tile:
+    """A tile for ``rows`` x ``cols`` outputs of a matrix product; not ``broad``, of at most 128 columns."""
     entry = _entry(PRODUCTS, chip, number_format(dtype, precision))
-    most = entry.cols if rows >= entry.many else min(entry.cols, 128)
+    most = entry.cols if broad and rows >= entry.many else min(entry.cols, 128)
     rows, cols = _fitting(rows, entry.rows), _fitting(cols, most)
     # Few rows leave registers for a deeper step.
     deep = entry.deep and (rows == 16 or rows * cols >= entry.deep)
@@ -200,7 +202,13 @@ def _fused(chips: str, number: str, rows: dict[int, Block]) -> dict[tuple[str, s
 _FMA_BLOCKS = {64: Block(64, 16, 16, 8, 2), 128: Block(32, 16, 16, 8, 2)}
 BLOCKS = {
     "encoder_block": {
-        **_fused("hopper blackwell", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(128, 32, 128, 8, 2)}),
+        **_fused("hopper", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(128, 32, 128, 8, 2)}),
+        # Tensor memory takes registers on its way out.
+        **_fused(
+            "blackwell",
+            "half",
+            {32: Block(128, 32, 64, 4, 3), 64: Block(128, 32, 128, 8, 2), 128: Block(128, 16, 128, 8, 2)},
+        ),
         **_fused("ampere", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(64, 32, 128, 8, 2)}),
         **_fused("consumer", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(64, 16, 128, 8, 2)}),
         **_fused("amd", "half", {32: Block(128, 32, 64, 4, 3), 128: Block(64, 32, 64, 8, 3)}),

@@ -26,7 +26,7 @@ def steps(width):
 def widths(monkeypatch, device):
     """Small tiles, and a width for each of 2 x 40 positions that changes every few of them."""
     for module in (overlap_add, slim_linear_glu, window_gemm):
-        monkeypatch.setattr(module, "product_tile", lambda *args: Tile(SIZE, SIZE, SIZE, 4, 2))
+        monkeypatch.setattr(module, "product_tile", lambda *args, **kwargs: Tile(SIZE, SIZE, SIZE, 4, 2))
     table = torch.tensor([6, 12, 24, 48], dtype=torch.int32, device=device)
     return table[torch.randint(4, (2, 10), device=device)].repeat_interleave(4, 1)
 
