@@ -42,10 +42,16 @@ def width_arguments(
 
 
 def row_tiles(arguments: dict[str, Any], rows: int, n_pos: int, tile_rows: int) -> int:
-    """Tiles of so many rows, with what `width_arguments` gave."""
+    """Tiles of so many rows, with what `width_arguments` gave.
+
+    Raises:
+        ValueError: for more rows than kernels can number.
+    """
     frames = arguments["FRAMES"]
     if frames is not None and frames.ordered:
         rows = rows // n_pos * (arguments["n_frames"] + SPARE) * frames.rate
+    if rows + tile_rows > 2**31:
+        raise ValueError(f"{rows} positions in one call: expected less than 2^31; split the batch")
     return triton.cdiv(rows, tile_rows)
 
 

@@ -5,7 +5,8 @@ instruction. A program runs all steps of a tile of items, and does so in one of 
 
 - resident: all active units are one tile, whose weights and state stay on chip. For one width, where they fit.
 - streamed: units are taken in blocks up to the largest width of a step; weights come from the cache, and the state goes
-  through two buffers in turn, with a barrier between steps.
+  through two buffers, with a barrier between steps. Of one width, they take turns: units beyond it are the same in both
+  from the start. Of a width per step, the second one is for the new states of a step, which are copied back.
 """
 
 from __future__ import annotations
@@ -76,6 +77,25 @@ def load_record_block(
 
 
 @triton.jit
+def state_buffers(states, turn, t, width_ptr):
+    """Where a streamed step reads the states, and where it writes them."""
+    if width_ptr is not None:
+        return states, states + turn
+    return states + (t % 2) * turn, states + (1 - t % 2) * turn
+
+
+@triton.jit
+def keep_states(new, states, k, k_max, BLOCK_U: tl.constexpr):
+    """Copy the new states of a step's active units back; the next step reads them."""
+    for u in range(0, k_max, BLOCK_U):
+        offs_u = u + tl.arange(0, BLOCK_U)
+        active = offs_u[:, None] < k[None, :]
+        h = tl.load(new[None, :] + offs_u[:, None], mask=active, other=0.0)
+        tl.store(states[None, :] + offs_u[:, None], h, mask=active)
+    tl.debug_barrier()
+
+
+@triton.jit
 def add_sent_back(
     grads_ptr,  # (items,) pointers to (H, GATES): gradients at the gates of a step
     weight_ptr,  # (H, GATES, H) of a group
@@ -134,6 +154,8 @@ def launch_loop(
     """
     grid = (triton.cdiv(steps[0], BLOCK_B), sizes.get("M", 1))
     constants = {**sizes, "BLOCK_B": BLOCK_B, "BLOCK_U": config.block_u, "PRECISION": precision}
+    if config.block_u * BLOCK_B < 32 * config.num_warps:
+        raise ValueError(f"{config}: expected a tile of at least one element per thread, as states change in place")
     scalars, options = (*steps, width.bound), {"num_warps": config.num_warps, "num_stages": 2}
     if config.resident:
         launching.launch(kernels[0], grid, *tensors, *scalars, **constants, **options)
@@ -141,6 +163,13 @@ def launch_loop(
         launching.launch(
             kernels[1], grid, *tensors, width.rows, *scalars, **constants, BLOCK_J=config.block_j, **options
         )
+
+
+def last_state(states: Tensor, config: RecurrentConfig, width: Prefix, steps: int) -> Tensor:
+    """Which of the two buffers of a forward pass holds the state after so many steps."""
+    if steps == 0:
+        return states[0]
+    return states[1] if config.resident else states[steps % 2 if width.rows is None else 0]
 
 
 def states_before(out: Tensor, state: Tensor, width: Prefix) -> Tensor:

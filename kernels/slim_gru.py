@@ -19,12 +19,15 @@ from . import checks
 from .prefix_gemm import load_cut_block, product
 from .recurrence import (
     RecurrentConfig,
+    keep_states,
+    last_state,
     launch_loop,
     load_fp32,
     load_item_tile,
     load_record_block,
     project,
     select_config,
+    state_buffers,
     step_width,
     tanh,
 )
@@ -33,33 +36,29 @@ from .tiles import chip_of
 
 
 @triton.jit
-def _update(
-    sum_r,  # (units, items): weights times state
-    sum_z,
-    sum_n,
-    h,
-    gates_ptr,  # (steps, M, H, 3)
-    bias_ptr,  # (M, H, 3)
-    out_ptr,  # (steps, M, H)
-    step,
-    mask_b,
-    group,
-    offs_u,
-    active,
-    M: tl.constexpr,
-    H: tl.constexpr,
-):
-    """The state after a step, which is also written out."""
+def _load_gates(gates_ptr, step, group, offs_u, mask, M: tl.constexpr, H: tl.constexpr):
+    """The input's part of the gates of a step, (units, items) each, as it lies in memory."""
+    ptrs = gates_ptr + (step * (M * 3 * H))[None, :] + (group * (3 * H) + 3 * offs_u)[:, None]
+    reset = tl.load(ptrs, mask=mask, other=0.0)
+    update = tl.load(ptrs + 1, mask=mask, other=0.0)
+    return reset, update, tl.load(ptrs + 2, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_bias(bias_ptr, group, offs_u, H: tl.constexpr):
+    """The recurrent bias of the gates of units."""
+    ptrs = bias_ptr + group * (3 * H) + 3 * offs_u
     known = offs_u < H
-    gates = gates_ptr + (step * (M * 3 * H))[None, :] + (group * (3 * H) + 3 * offs_u)[:, None]
-    bias = bias_ptr + group * (3 * H) + 3 * offs_u
-    reset = tl.sigmoid(load_fp32(gates, active) + sum_r + load_fp32(bias, known)[:, None])
-    update = tl.sigmoid(load_fp32(gates + 1, active) + sum_z + load_fp32(bias + 1, known)[:, None])
-    new = tanh(load_fp32(gates + 2, active) + reset * (sum_n + load_fp32(bias + 2, known)[:, None]))
-    out = new + update * (h - new)
-    ptrs = out_ptr + (step * (M * H))[None, :] + (group * H + offs_u)[:, None]
-    tl.store(ptrs, tl.where(active, out, 0.0), mask=known[:, None] & mask_b[None, :])
-    return tl.where(active, out, h)
+    return load_fp32(ptrs, known)[:, None], load_fp32(ptrs + 1, known)[:, None], load_fp32(ptrs + 2, known)[:, None]
+
+
+@triton.jit
+def _update(sum_r, sum_z, sum_n, gate_r, gate_z, gate_n, h):
+    """The state after a step, from the recurrent part of the gates with its bias, and the input's."""
+    reset = tl.sigmoid(gate_r.to(tl.float32) + sum_r)
+    update = tl.sigmoid(gate_z.to(tl.float32) + sum_z)
+    new = tanh(gate_n.to(tl.float32) + reset * sum_n)
+    return new + update * (h - new)
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
@@ -87,15 +86,22 @@ def slim_gru_resident(
     weight_r = load_record_block(weights, 0, offs_u, offs_u, width, 3, H, BLOCK_U)
     weight_z = load_record_block(weights, 1, offs_u, offs_u, width, 3, H, BLOCK_U)
     weight_n = load_record_block(weights, 2, offs_u, offs_u, width, 3, H, BLOCK_U)
+    bias_r, bias_z, bias_n = _load_bias(bias_ptr, group, offs_u, H)
     states = state_ptr + ((group * n_batch + items) * H)[None, :] + offs_u[:, None]
     h = load_fp32(states, active)
+    gate_r, gate_z, gate_n = _load_gates(gates_ptr, items * n_time, group, offs_u, active, M, H)
     for t in range(0, n_time):
-        seen = h.to(weight_r.dtype)
-        sum_r = product(weight_r, seen, PRECISION=PRECISION)
-        sum_z = product(weight_z, seen, PRECISION=PRECISION)
-        sum_n = product(weight_n, seen, PRECISION=PRECISION)
         step = items * n_time + t
-        h = _update(sum_r, sum_z, sum_n, h, gates_ptr, bias_ptr, out_ptr, step, mask_b, group, offs_u, active, M, H)
+        # The gates of the next step are on their way while this one computes.
+        ahead = items * n_time + tl.minimum(t + 1, n_time - 1)
+        next_r, next_z, next_n = _load_gates(gates_ptr, ahead, group, offs_u, active, M, H)
+        seen = h.to(weight_r.dtype)
+        sum_r = product(weight_r, seen, PRECISION=PRECISION) + bias_r
+        sum_z = product(weight_z, seen, PRECISION=PRECISION) + bias_z
+        sum_n = product(weight_n, seen, PRECISION=PRECISION) + bias_n
+        h = tl.where(active, _update(sum_r, sum_z, sum_n, gate_r, gate_z, gate_n, h), h)
+        tl.store(out_ptr + (step * (M * H))[None, :] + (group * H + offs_u)[:, None], h, mask=active)
+        gate_r, gate_z, gate_n = next_r, next_z, next_n
     tl.store(states + M * n_batch.to(tl.int64) * H, h, mask=active)
 
 
@@ -104,8 +110,8 @@ def slim_gru_streamed(
     gates_ptr,  # (n_batch, n_time, M, H, 3)
     weight_ptr,  # (M, H, 3, H), rows and columns [:k] are read
     bias_ptr,  # (M, H, 3)
-    state_ptr,  # (2, M, n_batch, H) fp32: before a step and after it, in turn
-    out_ptr,  # (n_batch, n_time, M, H)
+    state_ptr,  # (2, M, n_batch, H) fp32, twice the state: see `recurrence`
+    out_ptr,  # (n_batch, n_time, M, H), units [:k] are written
     width_ptr,  # (n_batch, n_time) int32 or None
     n_batch,
     n_time,
@@ -127,13 +133,15 @@ def slim_gru_streamed(
         step = items * n_time + t
         k = step_width(width_ptr, step, mask_b, width, H)
         k_max = tl.max(k, axis=0)
-        old, new = states + (t % 2) * turn, states + (1 - t % 2) * turn
-        for u in range(0, H, BLOCK_U):
+        old, new = state_buffers(states, turn, t, width_ptr)
+        for u in range(0, k_max, BLOCK_U):
             offs_u = u + tl.arange(0, BLOCK_U)
+            active = offs_u[:, None] < k[None, :]
+            gate_r, gate_z, gate_n = _load_gates(gates_ptr, step, group, offs_u, active, M, H)
             sum_r = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
             sum_z = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
             sum_n = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
-            for j in range(0, tl.where(u < k_max, k_max, 0), BLOCK_J):
+            for j in range(0, k_max, BLOCK_J):
                 offs_j = j + tl.arange(0, BLOCK_J)
                 seen = tl.trans(load_cut_block(old, k, offs_j, H, BLOCK_J)).to(weight_ptr.dtype.element_ty)
                 weight_r = load_record_block(weights, 0, offs_u, offs_j, k_max, 3, H, BLOCK_J)
@@ -142,13 +150,15 @@ def slim_gru_streamed(
                 sum_z = product(weight_z, seen, sum_z, PRECISION=PRECISION)
                 weight_n = load_record_block(weights, 2, offs_u, offs_j, k_max, 3, H, BLOCK_J)
                 sum_n = product(weight_n, seen, sum_n, PRECISION=PRECISION)
-            active = offs_u[:, None] < k[None, :]
-            exists = (offs_u < H)[:, None] & mask_b[None, :]
-            h = load_fp32(old[None, :] + offs_u[:, None], exists)
-            h = _update(sum_r, sum_z, sum_n, h, gates_ptr, bias_ptr, out_ptr, step, mask_b, group, offs_u, active, M, H)
-            tl.store(new[None, :] + offs_u[:, None], h, mask=exists)
+            bias_r, bias_z, bias_n = _load_bias(bias_ptr, group, offs_u, H)
+            h = load_fp32(old[None, :] + offs_u[:, None], active)
+            h = _update(sum_r + bias_r, sum_z + bias_z, sum_n + bias_n, gate_r, gate_z, gate_n, h)
+            tl.store(out_ptr + (step * (M * H))[None, :] + (group * H + offs_u)[:, None], h, mask=active)
+            tl.store(new[None, :] + offs_u[:, None], h, mask=active)
         # The next step reads what other threads of this program have written.
         tl.debug_barrier()
+        if width_ptr is not None:
+            keep_states(new, old, k, k_max, BLOCK_U)
 
 
 def slim_gru_forward(
@@ -187,7 +197,7 @@ def slim_gru_forward(
     groups, units = weight_hh.shape[:2]
     batch, time = x.shape[:2]
     gates = project(x, weight_ih, bias_ih, prefix, precision=precision)
-    whole = prefix.rows is not None or prefix.bound == units or not config.resident
+    whole = prefix.rows is None and prefix.bound == units
     out = gates.new_empty(batch, time, groups * units) if whole else gates.new_zeros(batch, time, groups * units)
     states = state.float().expand(2, *state.shape).contiguous()
     if out.numel() == 0:
@@ -195,7 +205,7 @@ def slim_gru_forward(
     tensors = (gates, weight_hh, bias_hh, states, out)
     sizes = {"M": groups, "H": units}
     launch_loop((slim_gru_resident, slim_gru_streamed), config, tensors, prefix, (batch, time), sizes, precision)
-    return out, states[1 if config.resident else time % 2].to(state.dtype)
+    return out, last_state(states, config, prefix, time).to(state.dtype)
 
 
 def check_gru(

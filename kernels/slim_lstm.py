@@ -19,12 +19,15 @@ from . import checks
 from .prefix_gemm import load_cut_block, product
 from .recurrence import (
     RecurrentConfig,
+    keep_states,
+    last_state,
     launch_loop,
     load_fp32,
     load_item_tile,
     load_record_block,
     project,
     select_config,
+    state_buffers,
     step_width,
     tanh,
 )
@@ -33,32 +36,24 @@ from .tiles import chip_of
 
 
 @triton.jit
-def _update(
-    sum_i,  # (units, items): weights times state
-    sum_f,
-    sum_g,
-    sum_o,
-    h,
-    c,
-    gates_ptr,  # (steps, H, 4), with the bias
-    out_ptr,  # (steps, H)
-    step,
-    mask_b,
-    offs_u,
-    active,
-    H: tl.constexpr,
-):
-    """Hidden and cell state after a step; the former is also written out."""
-    gates = gates_ptr + (step * (4 * H))[None, :] + (4 * offs_u)[:, None]
-    write = tl.sigmoid(load_fp32(gates, active) + sum_i)
-    keep = tl.sigmoid(load_fp32(gates + 1, active) + sum_f)
-    new = tanh(load_fp32(gates + 2, active) + sum_g)
-    show = tl.sigmoid(load_fp32(gates + 3, active) + sum_o)
+def _load_gates(gates_ptr, step, offs_u, mask, H: tl.constexpr):
+    """The input's part of the gates of a step, (units, items) each, as it lies in memory."""
+    ptrs = gates_ptr + (step * (4 * H))[None, :] + (4 * offs_u)[:, None]
+    write = tl.load(ptrs, mask=mask, other=0.0)
+    keep = tl.load(ptrs + 1, mask=mask, other=0.0)
+    new = tl.load(ptrs + 2, mask=mask, other=0.0)
+    return write, keep, new, tl.load(ptrs + 3, mask=mask, other=0.0)
+
+
+@triton.jit
+def _update(sum_i, sum_f, sum_g, sum_o, gate_i, gate_f, gate_g, gate_o, c):
+    """Hidden and cell state after a step, from the recurrent part of the gates and the input's with the bias."""
+    write = tl.sigmoid(gate_i.to(tl.float32) + sum_i)
+    keep = tl.sigmoid(gate_f.to(tl.float32) + sum_f)
+    new = tanh(gate_g.to(tl.float32) + sum_g)
+    show = tl.sigmoid(gate_o.to(tl.float32) + sum_o)
     cell = keep * c + write * new
-    out = show * tanh(cell)
-    ptrs = out_ptr + (step * H)[None, :] + offs_u[:, None]
-    tl.store(ptrs, tl.where(active, out, 0.0), mask=(offs_u < H)[:, None] & mask_b[None, :])
-    return tl.where(active, out, h), tl.where(active, cell, c)
+    return show * tanh(cell), cell
 
 
 @triton.jit(do_not_specialize=["n_batch", "n_time", "width"])
@@ -87,14 +82,21 @@ def slim_lstm_resident(
     units = (items * H)[None, :] + offs_u[:, None]
     h = load_fp32(state_ptr + units, active)
     c = load_fp32(cell_ptr + units, active)
+    gate_i, gate_f, gate_g, gate_o = _load_gates(gates_ptr, items * n_time, offs_u, active, H)
     for t in range(0, n_time):
+        step = items * n_time + t
+        # The gates of the next step are on their way while this one computes.
+        ahead = items * n_time + tl.minimum(t + 1, n_time - 1)
+        next_i, next_f, next_g, next_o = _load_gates(gates_ptr, ahead, offs_u, active, H)
         seen = h.to(weight_i.dtype)
         sum_i = product(weight_i, seen, PRECISION=PRECISION)
         sum_f = product(weight_f, seen, PRECISION=PRECISION)
         sum_g = product(weight_g, seen, PRECISION=PRECISION)
         sum_o = product(weight_o, seen, PRECISION=PRECISION)
-        step = items * n_time + t
-        h, c = _update(sum_i, sum_f, sum_g, sum_o, h, c, gates_ptr, out_ptr, step, mask_b, offs_u, active, H)
+        out, cell = _update(sum_i, sum_f, sum_g, sum_o, gate_i, gate_f, gate_g, gate_o, c)
+        h, c = tl.where(active, out, h), tl.where(active, cell, c)
+        tl.store(out_ptr + (step * H)[None, :] + offs_u[:, None], h, mask=active)
+        gate_i, gate_f, gate_g, gate_o = next_i, next_f, next_g, next_o
     tl.store(state_ptr + n_batch.to(tl.int64) * H + units, h, mask=active)
     tl.store(cell_ptr + units, c, mask=active)
 
@@ -103,9 +105,9 @@ def slim_lstm_resident(
 def slim_lstm_streamed(
     gates_ptr,  # (n_batch, n_time, H, 4)
     weight_ptr,  # (H, 4, H), rows and columns [:k] are read
-    state_ptr,  # (2, n_batch, H) fp32: before a step and after it, in turn
+    state_ptr,  # (2, n_batch, H) fp32, twice the state: see `recurrence`
     cell_ptr,  # (n_batch, H) fp32, before and after
-    out_ptr,  # (n_batch, n_time, H)
+    out_ptr,  # (n_batch, n_time, H), units [:k] are written
     width_ptr,  # (n_batch, n_time) int32 or None
     n_batch,
     n_time,
@@ -118,20 +120,21 @@ def slim_lstm_streamed(
 ):
     """All steps of a tile of items, weights from the cache."""
     items, mask_b = load_item_tile(n_batch, BLOCK_B)
-    turn = n_batch.to(tl.int64) * H
+    states, turn = state_ptr + items * H, n_batch.to(tl.int64) * H
     for t in range(0, n_time):
         step = items * n_time + t
         k = step_width(width_ptr, step, mask_b, width, H)
         k_max = tl.max(k, axis=0)
-        old = state_ptr + (t % 2) * turn + items * H
-        new = state_ptr + (1 - t % 2) * turn + items * H
-        for u in range(0, H, BLOCK_U):
+        old, new = state_buffers(states, turn, t, width_ptr)
+        for u in range(0, k_max, BLOCK_U):
             offs_u = u + tl.arange(0, BLOCK_U)
+            active = offs_u[:, None] < k[None, :]
+            gate_i, gate_f, gate_g, gate_o = _load_gates(gates_ptr, step, offs_u, active, H)
             sum_i = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
             sum_f = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
             sum_g = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
             sum_o = tl.zeros([BLOCK_U, BLOCK_B], dtype=tl.float32)
-            for j in range(0, tl.where(u < k_max, k_max, 0), BLOCK_J):
+            for j in range(0, k_max, BLOCK_J):
                 offs_j = j + tl.arange(0, BLOCK_J)
                 seen = tl.trans(load_cut_block(old, k, offs_j, H, BLOCK_J)).to(weight_ptr.dtype.element_ty)
                 weight_i = load_record_block(weight_ptr, 0, offs_u, offs_j, k_max, 4, H, BLOCK_J)
@@ -142,16 +145,16 @@ def slim_lstm_streamed(
                 sum_g = product(weight_g, seen, sum_g, PRECISION=PRECISION)
                 weight_o = load_record_block(weight_ptr, 3, offs_u, offs_j, k_max, 4, H, BLOCK_J)
                 sum_o = product(weight_o, seen, sum_o, PRECISION=PRECISION)
-            active = offs_u[:, None] < k[None, :]
-            exists = (offs_u < H)[:, None] & mask_b[None, :]
+            # In place: no other thread has these, as a tile has an element for each.
             cells = cell_ptr + (items * H)[None, :] + offs_u[:, None]
-            h = load_fp32(old[None, :] + offs_u[:, None], exists)
-            c = load_fp32(cells, exists)
-            h, c = _update(sum_i, sum_f, sum_g, sum_o, h, c, gates_ptr, out_ptr, step, mask_b, offs_u, active, H)
-            tl.store(new[None, :] + offs_u[:, None], h, mask=exists)
-            tl.store(cells, c, mask=exists)
+            h, c = _update(sum_i, sum_f, sum_g, sum_o, gate_i, gate_f, gate_g, gate_o, load_fp32(cells, active))
+            tl.store(out_ptr + (step * H)[None, :] + offs_u[:, None], h, mask=active)
+            tl.store(new[None, :] + offs_u[:, None], h, mask=active)
+            tl.store(cells, c, mask=active)
         # The next step reads what other threads of this program have written.
         tl.debug_barrier()
+        if width_ptr is not None:
+            keep_states(new, old, k, k_max, BLOCK_U)
 
 
 def slim_lstm_forward(
@@ -187,14 +190,14 @@ def slim_lstm_forward(
     config = config or select_config(prefix, weight_hh.dtype, precision, chip=chip_of(x.device))
     batch, time, units = x.shape[0], x.shape[1], weight_hh.shape[0]
     gates = project(x, weight_ih.unsqueeze(0), bias, prefix, precision=precision)
-    out = gates.new_empty(batch, time, units)
+    ragged = prefix.rows is not None
+    out = gates.new_zeros(batch, time, units) if ragged else gates.new_empty(batch, time, units)
     states, cells = h.float().expand(2, batch, units).contiguous(), c.float().clone()
     if out.numel() > 0:
         kernels, tensors = (slim_lstm_resident, slim_lstm_streamed), (gates, weight_hh, states, cells, out)
         launch_loop(kernels, config, tensors, prefix, (batch, time), {"H": units}, precision)
-    last = states[1 if config.resident and time else time % 2]
-    out = out if prefix.rows is not None else out[:, :, : prefix.bound]
-    return out, (last.to(h.dtype), cells.to(c.dtype))
+    last = last_state(states, config, prefix, time)
+    return out if ragged else out[:, :, : prefix.bound], (last.to(h.dtype), cells.to(c.dtype))
 
 
 def check_lstm(

@@ -172,8 +172,8 @@ class Streamer:
             ``[m]`` or ``[streams, m]``, of the kind, dtype and device of ``chunk``; ``m`` may be 0.
 
         Raises:
-            ValueError: for another shape, integers, a sample beyond `LOUDEST` or not finite, or a UF outside the set. The
-                stream is then as it was before.
+            ValueError: for another shape, integers, a sample beyond `LOUDEST` or not finite, or a UF outside the set.
+                The stream is then as it was before.
         """
         start = self._clock() if self._controller is not None else 0.0
         wanted = self._own if uf is None and budget is None else self._wanted(uf, budget)

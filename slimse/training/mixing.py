@@ -7,196 +7,16 @@ makes signals of it, on any device.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-=======
-import warnings
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
-from pathlib import Path
->>>>>>> safe
 
 import numpy as np
 from numpy.random import Generator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-<<<<<<< HEAD
 from .bank import Bank, Signal
 from .rendering import NOISE, OCTAVES, SPEECH, SYNTHETIC, Plan, Renderer, Track, collate
-=======
-from ..audio.files import open_sound
-
-Signal = NDArray[np.float32]
-UNLABELLED = "unlabelled"
-"""Folder of files whose speakers are not known."""
-DEVICES = "device"
-"""Folder of impulse responses of loudspeakers and microphones, which colour and do not reverberate."""
-AUDIO_SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Recordings held in memory as 16-bit integers, drawn by voice.
-
-    The layout is ``set/voice/file``: sets are the folders directly below the bank's, voices the folders below a set.
-    A file that lies in no voice's folder, or in one named ``unlabelled``, is a voice of its own. Noise has sets only.
-    """
-
-    clips: list[NDArray[np.int16]]
-    groups: list[NDArray[np.int64]]
-    """Per voice (or set), indices into ``clips``."""
-    weights: NDArray[np.float64]
-    """Per group, the share of the draws that begin with it."""
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        sample_rate: int,
-        *,
-        voices: bool = False,
-        set_weights: Mapping[str, float] | None = None,
-        exclude: Collection[str] = (),
-    ) -> Bank:
-        """Read all audio below ``folder`` (mono: the first channel), resampled to ``sample_rate``.
-
-        Args:
-            folder: of the files.
-            sample_rate: Hz.
-            voices: draw voices, each as often as any other. Otherwise draw sets, in proportion to the root of their
-                length times their number of folders.
-            set_weights: factor on the draws of a set, by its name; 1 where it has none.
-            exclude: names of folders to leave out, whatever their set.
-
-        Raises:
-            ValueError: if there is no audio, or a weight is negative. A file that cannot be read is left out, with a
-                warning that names it.
-        """
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-        files = [path for path in files if not set(path.relative_to(folder).parts[:-1]) & set(exclude)]
-        with ThreadPoolExecutor() as pool:
-            read = list(zip(files, pool.map(partial(_readable, sample_rate=sample_rate), files), strict=True))
-        for _, clip in read:
-            if isinstance(clip, ValueError):
-                warnings.warn(f"left out of the training: {clip}", stacklevel=2)
-        files = [path for path, clip in read if not isinstance(clip, ValueError)]
-        clips = [clip for _, clip in read if not isinstance(clip, ValueError)]
-        if not files:
-            raise ValueError(f"no audio files below {folder}")
-        parts = [path.relative_to(folder).parts for path in files]
-        sets = [names[0] if len(names) > 1 else "" for names in parts]
-        keys = [_voice(names) for names in parts] if voices else sets
-        members: dict[str, list[int]] = {}
-        for index, key in enumerate(keys):
-            members.setdefault(key, []).append(index)
-        groups = [np.array(members[key]) for key in sorted(members)]
-        weights = np.ones(len(groups))
-        if not voices:
-            lengths = [sum(len(clips[i]) for i in group) for group in groups]
-            folders = [len({files[i].parent for i in group}) for group in groups]
-            weights = np.sqrt(np.array(lengths, dtype=np.float64) * folders)
-        factors = dict(set_weights or {})
-        if any(not factor >= 0 for factor in factors.values()):
-            raise ValueError(f"set_weights = {factors}: expected numbers of 0 or more")
-        weights = weights * [factors.get(sets[group[0]], 1.0) for group in groups]
-        if not weights.sum() > 0:
-            raise ValueError(f"set_weights = {factors}: expected a set of {sorted(set(sets))} with more than 0")
-        return cls(clips, groups, weights / weights.sum())
-
-    def draw(self, rng: Generator, length: int) -> Signal:
-        """A random stretch of ``length`` samples, out of one group; short clips follow each other after a pause."""
-        group = self.groups[min(int(np.searchsorted(self._edges, rng.random(), "right")), len(self.groups) - 1)]
-        out = np.zeros(length, dtype=np.float32)
-        filled = 0
-        while filled < length:
-            clip = self.clips[group[rng.integers(len(group))]]
-            start = rng.integers(max(len(clip) - length, 0) + 1) if filled == 0 else 0
-            piece = clip[start : start + length - filled]
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece) + int(rng.integers(1600, 8000))
-        return np.float32(1 / 32768) * out
-
-    @cached_property
-    def _edges(self) -> NDArray[np.float64]:
-        return np.cumsum(self.weights)
-
-
-def _voice(parts: tuple[str, ...]) -> str:
-    """Name of the voice of a file, from the parts of its path below the bank's folder."""
-    return "/".join(parts if len(parts) < 3 or UNLABELLED in parts else parts[:-1])
-
-
-def _readable(path: Path, sample_rate: int) -> NDArray[np.int16] | ValueError:
-    """As `_read_int16`, or what is wrong with the file."""
-    try:
-        return _read_int16(path, sample_rate)
-    except ValueError as error:
-        return error
-
-
-def _read_int16(path: Path, sample_rate: int) -> NDArray[np.int16]:
-    """The first channel; what peaks above full scale, as Ogg Opus may, is brought down to it.
-
-    Raises:
-        ValueError: for a file that cannot be read, or without finite samples; the message names it.
-    """
-    try:
-        with open_sound(path) as file:
-            audio, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: damaged: {error.error_string.strip()}") from error
-    if not len(audio) or not np.isfinite(audio).all():
-        raise ValueError(f"{path}: expected finite samples, 1 or more")
-    audio = audio[:, 0] if rate == sample_rate else soxr.resample(audio[:, 0], rate, sample_rate)
-    peak = float(np.abs(audio).max(initial=0))
-    return np.round(audio * (32767 / max(peak, 1.0))).astype(np.int16)
-
-
-def rms(x: Signal) -> float:
-    """Root mean square."""
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-
-
-def speech_level(x: Signal) -> float:
-    """RMS of the louder of twenty pieces, at most 20 dB below the loudest: pauses must not make the noise quiet."""
-    pieces = np.sqrt(np.mean(np.square(x[: len(x) // 20 * 20].reshape(20, -1)), axis=1))
-    return float(np.sqrt(np.mean(np.square(pieces[pieces >= 0.1 * pieces.max()]))))
-
-
-def _filter(x: Signal, response: NDArray[np.float32]) -> Signal:
-    """Apply a magnitude response given at ``len(response)`` equal steps from 0 Hz to half the rate (zero phase)."""
-    spectrum = np.fft.rfft(x)
-    grid = np.linspace(0, len(response) - 1, len(spectrum))
-    return np.fft.irfft(spectrum * np.interp(grid, np.arange(len(response)), response), len(x)).astype(np.float32)
-
-
-def _equalise(rng: Generator, x: Signal) -> Signal:
-    """A random tone colour of up to 8 dB either way: a knot per octave, of the eight below half the rate."""
-    gains = rng.uniform(-8, 8, 9)
-    bins = np.linspace(0, 1, 513)[1:]
-    octaves = np.interp(np.log2(bins), np.arange(-8, 1), gains)
-    return _filter(x, (10 ** (np.concatenate([octaves[:1], octaves]) / 20)).astype(np.float32))
-
-
-def _convolve(x: Signal, response: Signal) -> Signal:
-    size = len(x) + len(response) - 1
-    size = 1 << (size - 1).bit_length()
-    return np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[: len(x)].astype(np.float32)
-
-
-def _coloured(rng: Generator, length: int) -> Signal:
-    """Noise with a spectrum of 1 / f^a, a from 0 (white) to 2 (brown), slowly modulated."""
-    spectrum = np.fft.rfft(rng.standard_normal(length))
-    frequency = np.maximum(np.fft.rfftfreq(length), 1 / 512)
-    noise = np.fft.irfft(spectrum * frequency ** (-rng.uniform(0, 1)), length)
-    knots = 10 ** (rng.uniform(-8, 8, 8) / 20)
-    return (noise * np.interp(np.linspace(0, 7, length), np.arange(8), knots)).astype(np.float32)
-
->>>>>>> safe
 
 SET_WEIGHTS = {"librispeech_tc100": 7.0, "picovoice_s2i": 0.2, "picovoice_wakeword": 0.2}
 """Of the sets of speech that the bundled weights are trained on. Read speech, with 223 of some 3,000 voices, makes a
@@ -250,9 +70,8 @@ class Recipe:
         """Check that chances are chances, and ranges rise."""
         for low, high in (("snr_low", "snr_high"), ("level_low", "level_high")):
             if not getattr(self, low) <= getattr(self, high):
-                raise ValueError(
-                    f"mixing.{low} = {getattr(self, low)!r}, mixing.{high} = {getattr(self, high)!r}: expected dB, rising"
-                )
+                found = f"mixing.{low} = {getattr(self, low)!r}, mixing.{high} = {getattr(self, high)!r}"
+                raise ValueError(f"{found}: expected dB, rising")
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name not in _NO_CHANCES and not 0 <= value <= 1:

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 from slimse.kernels.encoder_block import encoder_block_forward
-from slimse.kernels.launching import launch
+from slimse.kernels.launching import launch, row_tiles
 from slimse.kernels.prefix_gemm import product
 from slimse.kernels.tiles import BLOCKS, PRODUCTS, RECURRENCES, Chip, block_config, product_tile, recurrent_config
 
@@ -90,3 +90,9 @@ def test_half_precision_weights_of_a_recurrence_stay_on_chip_where_they_fit():
     for chip, resident in ((CHIPS["hopper"], True), (CHIPS["consumer"], False)):
         assert recurrent_config(128, None, torch.bfloat16, chip=chip).resident == resident
         assert recurrent_config(64, None, torch.bfloat16, chip=chip).resident
+
+
+def test_more_rows_than_kernels_can_number_are_refused():
+    assert row_tiles({"FRAMES": None}, 2**31 - 128, 2**20, 128) == 2**24 - 1
+    with pytest.raises(ValueError, match=r"2147483648 positions in one call: expected less than 2\^31"):
+        row_tiles({"FRAMES": None}, 2**31, 2**20, 128)
