@@ -248,11 +248,12 @@ def finish(folder: Path, few: bool = False) -> int:
     notes += [f"- {row['name']} failed: {row['failed']}" for row in failures]
     begun = {row["begin"] for row in rows if "begin" in row}
     notes += [f"{len(begun - {row.get('name') for row in rows})} times were begun and not ended, or are no baseline."]
-    path = report.write(entries, folder, [*checked, "", *notes])
     times = report.Times(entries)
     for point in times.points():
         print("\n".join(["", f"{point[0]}, batch {point[1]}, {point[2]}", *report.summary(times, point)]))
-    print("\n".join(["", *checked[:12], f"{len(entries)} times, {len(failures)} failed. {path}"]), flush=True)
+    print("\n".join(["", *checked[:12], f"{len(entries)} times, {len(failures)} failed."]), flush=True)
+    # After the table, as plots take seconds that may not be left.
+    print(report.write(entries, folder, [*checked, "", *notes]), flush=True)
     return 0 if right else 1
 
 
