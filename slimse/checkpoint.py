@@ -57,22 +57,30 @@ def load(
     device: str | torch.device = "cpu",
     backend: str = "auto",
     precision: str = "ieee",
+    trainable: bool = False,
 ) -> SlimDemucs:
-    """Load a model for inference, in float32.
+    """Load a model in float32, for inference unless it is to be trained.
 
     Args:
-        weights: name of bundled weights, or path of a file written by `save`.
+        weights: name of bundled weights, path of a file written by `save`, or a folder that holds one such file, as
+            a training run leaves it.
         device: where to put it.
         backend: see `SlimDemucs`.
         precision: see `SlimDemucs`.
+        trainable: give a model in training mode whose parameters take gradients, for a training loop of your own.
 
     Raises:
-        FileNotFoundError: if there is no such file or bundled name.
+        FileNotFoundError: if there is no such file or bundled name, or not one file in the folder.
         ValueError: if the file is not a SlimSE model, is damaged, holds weights that are not finite, or there is no
             such backend or precision. What a file asks for beyond its own size is refused before any memory is taken.
     """
     path = Path(weights)
-    if not path.suffix:
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if len(files) != 1:
+            raise FileNotFoundError(f"{path} holds {len(files)} .safetensors files: expected one")
+        path = files[0]
+    elif not path.suffix:
         bundled = resources.files("slimse") / "weights" / f"{weights}.safetensors"
         path = Path(str(bundled))
         if not path.is_file():
@@ -96,7 +104,7 @@ def load(
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{path}: {name} holds values that are not finite")
     model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False).to(device)
+    return model.train(trainable).requires_grad_(trainable).to(device)
 
 
 def _read_config(file: Any) -> SlimDemucsConfig:

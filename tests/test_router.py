@@ -186,6 +186,20 @@ def test_weights_with_and_without_a_router_are_read(tmp_path):
     assert SlimDemucsConfig.from_dict(older) == PRESETS["small"]
 
 
+def test_load_takes_a_folder_and_gives_a_model_to_train(tmp_path):
+    slimse.save(MODEL, tmp_path / "model.safetensors")
+    model = slimse.load(tmp_path, trainable=True)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model(NOISE[:, None], 0.5).square().mean().backward()
+    assert model.encoder[0].conv_weight.grad.norm() > 0
+    assert not slimse.load(tmp_path).training
+    assert not any(parameter.requires_grad for parameter in slimse.load(tmp_path).parameters())
+    slimse.save(MODEL, tmp_path / "other.safetensors")
+    with pytest.raises(FileNotFoundError, match="holds 2"):
+        slimse.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -156,5 +156,5 @@ def test_mistakes_are_named():
         batch.set_budget(0, 0.3)
     with pytest.raises(ValueError, match="graph = True cannot run here: the model is on cpu"):
         StreamBatch(model, 1, graph=True)
-    with pytest.raises(ValueError, match="does not normalise"):
+    with pytest.raises(ValueError, match="another level than 'signal'"):
         StreamBatch(SlimDemucs(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", level="signal")), 1)

@@ -108,9 +108,10 @@ class CompiledSlots:
     def leave(self, slot: int) -> Tensor:
         """End a stream, and give back all that is still missing of it."""
         self._steady.discard(slot)
-        stream, choice = self._streams.pop(slot), self._next[slot : slot + 1]
+        stream, choice = self._streams[slot], self._next[slot : slot + 1]
         if slot in self._budgets:
             left = max(self._model.frames_left(stream.samples, len(stream.pending)), 1)
             choice = self._decided([slot], stream.pending[None], self._model.early(stream.samples), left)[0]
             del self._budgets[slot]
+        del self._streams[slot]
         return torch.from_numpy(stream.finish(np.zeros(0, np.float32), choice))
