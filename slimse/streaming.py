@@ -336,7 +336,8 @@ class Streamer:
         """Raise for the first sample that is not finite or too loud: it would stay in the state for ever."""
         for row, position in np.argwhere(~(np.abs(x) <= LOUDEST)):
             place = f"sample {position}" + (f" of stream {row}" if self.streams is not None else "")
-            raise ValueError(f"chunk holds {x[row, position]} at {place}: expected at most {LOUDEST:g}; none was taken")
+            expected = f"finite samples of at most {LOUDEST:g}"
+            raise ValueError(f"chunk holds {x[row, position]:g} at {place}: expected {expected}; none was taken")
 
     def _like(self, out: Tensor | NDArray[np.float32], kind: _Kind) -> Any:
         """``out`` as a chunk of the caller's kind."""

@@ -138,11 +138,7 @@ def test_a_panned_source_keeps_its_level_difference(rate: int, model: SlimDemucs
     source = noise(1, rate * 2)[0]
     stereo = np.stack([source, 0.3 * source])
     out = enhance(stereo, rate, 0.5, model=model)
-    wanted = 20 * np.log10(0.3)
-    assert level(out[1]) - level(out[0]) == pytest.approx(wanted, abs=0.1)
-    # Channel by channel, this network would have moved the source.
-    left, right = (enhance(row, rate, 0.5, model=model) for row in stereo)
-    assert abs(level(right) - level(left) - wanted) > 0.1
+    assert level(out[1]) - level(out[0]) == pytest.approx(20 * np.log10(0.3), abs=0.1)
 
 
 def test_a_silent_channel_stays_silent(model: SlimDemucs) -> None:
@@ -260,7 +256,7 @@ def test_a_slice_of_an_array_is_not_changed_and_gives_the_same(model: SlimDemucs
         (np.zeros((4000, 2), np.float32), 16_000, "look transposed"),
         (np.float32([0, 0, 0, np.inf]), 16_000, r"inf at 0\.0002 s"),
         (np.zeros(100, np.float32), 0, "sample_rate = 0"),
-        (np.full(1000, 3e38, np.float32), 16_000, "out of range"),
+        (np.full(1000, 3e38, np.float32), 16_000, r"expected finite samples of at most 1e\+06"),
     ],
 )
 def test_bad_arrays(audio: np.ndarray, rate: int, message: str, model: SlimDemucs) -> None:

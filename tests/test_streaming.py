@@ -58,7 +58,7 @@ def test_any_chunks_equal_offline(samples, sizes, uf, seed):
     streamed = run_in_chunks(Streamer(SMALL, uf), noisy, sizes)
     offline = SMALL(noisy[None, None], uf)[0, 0]
     assert streamed.shape == noisy.shape
-    assert (streamed - offline).norm() < 1e-5 * offline.norm()
+    assert (streamed - offline).norm() <= 1e-5 * offline.norm()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -71,10 +71,10 @@ def test_a_random_width_per_frame_equals_offline(samples, seed):
     streamed = run_frames(SMALL, noisy, ufs)
     offline = SMALL(noisy[:, None], ufs)[:, 0]
     assert streamed.shape == noisy.shape
-    assert (streamed - offline).norm() < 1e-5 * offline.norm()
+    assert (streamed - offline).norm() <= 1e-5 * offline.norm()
     # A whole signal's error can hide in its loudest part: the ends must agree by themselves.
     for part in (slice(0, 40), slice(-40, None)):
-        assert (streamed[:, part] - offline[:, part]).norm() < 1e-4 * offline[:, part].norm()
+        assert (streamed[:, part] - offline[:, part]).norm() <= 1e-4 * offline[:, part].norm()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -204,7 +204,7 @@ def test_normalising_model_with_the_deviation_given(relative_error):
     # Without it the deviation is that of the past: no equality, but the same order.
     running = run_in_chunks(Streamer(model), noisy, [100])
     assert 1e-5 < relative_error(running, given) < 0.5
-    with pytest.raises(ValueError, match="does not normalise"):
+    with pytest.raises(ValueError, match="input_std = 0.1 for a model of level 'running'"):
         Streamer(SMALL, input_std=0.1)
 
 
@@ -238,8 +238,8 @@ def test_a_sample_that_is_not_finite_is_refused_and_nothing_is_lost(backend):
         streamer.feed(bad)
     with pytest.raises(ValueError, match="holds nan at sample 2: expected finite"):
         Streamer(model, backend=backend).feed(np.array([0, 1, np.nan], np.float32))
-    # Finite, though its square is not.
-    assert Streamer(model, backend=backend).feed(np.full(9, 1e30, np.float32)).shape == (0,)
+    with pytest.raises(ValueError, match=r"holds 1e\+30 at sample 0: expected finite samples of at most 1e\+06"):
+        Streamer(model, backend=backend).feed(np.full(9, 1e30, np.float32))
     out += [streamer.feed(x[:, 300:]), streamer.flush()]
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(out, dim=1), model(x.unsqueeze(1), 1.0)[:, 0], atol=1e-5, rtol=0)
@@ -262,5 +262,5 @@ def test_bad_input_is_refused_and_nothing_is_lost():
         Streamer(SMALL, streams=0)
     with pytest.raises(ValueError, match="a multiple of 32"):
         SMALL.step(torch.zeros(1, 131), SMALL.initial_state(1))
-    with pytest.raises(ValueError, match="the state is of 1 streams"):
+    with pytest.raises(ValueError, match=r"state.up\[0\] has shape \(1, 55\).* expected \(2, 55\)"):
         Streamer(SMALL, streams=2).state = streamer.state
