@@ -59,7 +59,9 @@ def check_words(words: list[str]) -> None:
         known = {option for parameter in COMMANDS[words[0]].params for option in parameter.opts} | {"--help"}
         assert {word for word in words if re.match("--?[a-z]", word)} <= known, words
     elif words[0] == "python":
-        script = (ROOT / words[1]).read_text()
+        name = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+        script = (ROOT / name).read_text()
+        options -= {"-m"}
         assert all(f'"{option}"' in script for option in options), words
     elif words[:2] == ["pip", "install"]:
         extras = re.search(r"\[(.*)\]", words[-1])
