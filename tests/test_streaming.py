@@ -204,7 +204,7 @@ def test_normalising_model_with_the_deviation_given(relative_error):
     # Without it the deviation is that of the past: no equality, but the same order.
     running = run_in_chunks(Streamer(model), noisy, [100])
     assert 1e-5 < relative_error(running, given) < 0.5
-    with pytest.raises(ValueError, match="input_std = 0.1 for a model of level 'running'"):
+    with pytest.raises(ValueError, match=r"input_std = 0\.1 for a model of level 'running'"):
         Streamer(SMALL, input_std=0.1)
 
 
