@@ -15,7 +15,7 @@ METRICS = [
     *("speechmos>=0.0.1", "onnxruntime>=1.17", "librosa>=0.10", "requests>=2"),
 ]
 TRAIN = [*PLOT, *METRICS, "lightning>=2.6"]
-TEST = [*TRAIN, "pytest>=8", "pytest-benchmark>=4", "hypothesis>=6"]
+TEST = [*TRAIN, "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "hypothesis>=6"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 
 setup(

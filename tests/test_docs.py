@@ -37,7 +37,7 @@ def blocks(page: Path) -> list[Block]:
 
 def commands(code: str) -> list[list[str]]:
     """The single commands of a block, as lists of words, without comments."""
-    words = [shlex.split(line, comments=True) for line in code.splitlines()]
+    words = [shlex.split(line, comments=True) for line in code.replace("\\\n", " ").splitlines()]
     joined = [word for line in words for word in (*line, "&&")]
     found: list[list[str]] = [[]]
     for word in joined:
