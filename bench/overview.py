@@ -37,7 +37,7 @@ def draw_clip(axes: list[Axes], model: SlimDemucs, clip: Path, budget: float) ->
         raise ValueError(f"{clip}: expected one channel at {model.config.sample_rate} Hz")
     signal = torch.from_numpy(noisy)[None, None]
     with torch.inference_mode():
-        enhanced = model(signal, "auto", budget=budget)[0, 0].numpy()
+        enhanced = model(signal, budget=budget)[0, 0].numpy()
         ufs = model.route(signal, budget=budget)[0]
     top = float(np.percentile(spectrogram(noisy, rate), 99.9))
     for axis, sound, title in ((axes[0], noisy, "noisy"), (axes[1], enhanced, "enhanced")):

@@ -34,7 +34,7 @@ def _router(setup: Setup) -> tuple[Calls, Work]:
     """A forward call whose router chooses the widths, beside the same on plain PyTorch."""
     model, plain = _routed(setup.device, tuple(setup.choice.items())), _routed(setup.device, (("backend", "torch"),))
     noisy = _signal(setup)
-    calls = {"slimse": lambda: model(noisy, "auto", 0.25), "masked": lambda: plain(noisy, "auto", 0.25)}
+    calls = {"slimse": lambda: model(noisy, budget=0.25), "masked": lambda: plain(noisy, budget=0.25)}
     return calls, NO_WORK
 
 

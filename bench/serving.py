@@ -41,7 +41,7 @@ def filled(model: SlimDemucs, streams: int, args: argparse.Namespace) -> StreamB
     drawn = torch.multinomial(torch.tensor(SHARES), streams, replacement=True, generator=generator).tolist()
     for index in drawn:
         if args.budget is not None:
-            batch.join("auto", args.budget)
+            batch.join(budget=args.budget)
         else:
             batch.join(model.config.ufs[index] if args.uf == "mixed" else float(args.uf))
     return batch

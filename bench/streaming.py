@@ -335,8 +335,8 @@ def measure(model: SlimDemucs, args: argparse.Namespace) -> dict:
     if args.enhance:
         result["slimse enhance"] = scaling(args.enhance)
     if args.frames:
-        for name, options in (("UF 1", {"uf": 1.0}), ("auto", {"uf": "auto", "budget": 0.25})):
-            call = frame_call(load() if name == "auto" else model, backend="numba", **options)
+        for name, options in (("UF 1", {"uf": 1.0}), ("router", {"budget": 0.25})):
+            call = frame_call(load() if name == "router" else model, backend="numba", **options)
             result[f"{args.frames} frames, {name}"] = steadiness(call, args.frames)
     return result
 

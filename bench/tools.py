@@ -131,8 +131,8 @@ def main() -> None:
     torch.set_num_threads(1)
     names = check_metrics(options.metrics.split(","))
     model = slimse.load(options.weights)
-    widths: list[tuple[str, float | str, float | None]] = [(f"SlimSE, UF {uf:g}", uf, None) for uf in options.uf]
-    widths += [(f"SlimSE, budget {budget:g}", "auto", budget) for budget in options.budget]
+    widths: list[tuple[str, float | None, float | None]] = [(f"SlimSE, UF {uf:g}", uf, None) for uf in options.uf]
+    widths += [(f"SlimSE, budget {budget:g}", None, budget) for budget in options.budget]
     tools: dict[str, Tool] = {"noisy": lambda noisy: noisy}
     steps: dict[str, tuple[int, int, Step]] = {}
     try:

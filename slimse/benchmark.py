@@ -19,7 +19,6 @@ from .demo import bundled_clip
 from .models import SlimDemucs
 from .profiling import profile
 from .streaming import Streamer
-from .width import Auto
 
 Call = Callable[[], object]
 HALF = "numba half"
@@ -36,7 +35,8 @@ class Timing:
     """One backend at one UF, or with the router choosing, on one thread."""
 
     backend: str
-    uf: float | Auto
+    uf: float | None
+    """None where the router chooses."""
     frame_ms: float
     """Of one frame of a stream, back to back: the median; where widths change, the median of means over turns."""
     load: float
@@ -71,8 +71,8 @@ class Benchmark:
         """The result in plain words, of the backend that runs unless another is asked for."""
         backend = "torch" if "numba" in self.missing else "numba"
         loads = [(timing.uf, timing.load) for timing in self.timings if timing.backend == backend]
-        parts = [f"{100 * load:.1f} % at UF {uf:g}" for uf, load in reversed(loads) if not isinstance(uf, str)]
-        parts += [f"{100 * load:.1f} % at a budget of {self.budget:g}" for uf, load in loads if uf == "auto"]
+        parts = [f"{100 * load:.1f} % at UF {uf:g}" for uf, load in reversed(loads) if uf is not None]
+        parts += [f"{100 * load:.1f} % at a budget of {self.budget:g}" for uf, load in loads if uf is None]
         return f"A live stream uses this much of one core ({backend}): {', '.join(parts)}."
 
 
@@ -124,7 +124,7 @@ def random_ufs(model: SlimDemucs, count: int) -> list[float]:
 
 
 def offline_call(
-    model: SlimDemucs, uf: float | Auto, seconds: float, backend: str, budget: float | None = None
+    model: SlimDemucs, uf: float | None, seconds: float, backend: str, budget: float | None = None
 ) -> Call:
     """A call that enhances a whole signal, on the layers (``"torch"``) or compiled (``"numba"``)."""
     noisy = torch.from_numpy(noisy_clip(round(seconds * model.config.sample_rate)))[None]
@@ -137,8 +137,7 @@ def offline_call(
 
         if budget is not None:
             return enhance(model, noisy, model.route(noisy[:, None], budget), None)
-        assert not isinstance(uf, str)
-        return enhance(model, noisy, uf, None)
+        return enhance(model, noisy, 1.0 if uf is None else uf, None)
 
     return call
 
@@ -165,19 +164,19 @@ def benchmark(
     """
     reason = unavailable(model)
     backends = {"torch": BACKENDS["torch"]} if reason is not None else BACKENDS
-    widths: list[float | Auto] = [*model.config.ufs]
+    widths: list[float | None] = [*model.config.ufs]
     if model.router is not None:
-        widths.append("auto")
+        widths.append(None)
     cases = [(name, uf) for name in backends for uf in widths]
     mixed = random_ufs(model, rounds * frames)
 
-    def live(name: str, uf: float | Auto) -> Call:
-        if isinstance(uf, str):
-            return frame_call(model, uf=uf, budget=budget, **backends[name])
+    def live(name: str, uf: float | None) -> Call:
+        if uf is None:
+            return frame_call(model, budget=budget, **backends[name])
         return frame_call(model, [uf], **backends[name])
 
-    def whole(name: str, uf: float | Auto) -> Call:
-        return offline_call(model, uf, seconds, name, budget if uf == "auto" else None)
+    def whole(name: str, uf: float | None) -> Call:
+        return offline_call(model, uf, seconds, name, budget if uf is None else None)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -191,7 +190,7 @@ def benchmark(
     finally:
         torch.set_num_threads(threads)
     frame_ms = {
-        (name, uf): turn_ms(times, frames) if uf == "auto" else 1000 * median(times)
+        (name, uf): turn_ms(times, frames) if uf is None else 1000 * median(times)
         for (name, uf), times in zip(cases, spent, strict=False)
     }
     speed = {case: seconds / median(times) for case, times in zip(signals, offline, strict=True)}
@@ -215,11 +214,11 @@ def benchmark(
 
 
 @torch.no_grad()
-def _macs(model: SlimDemucs, budget: float) -> dict[float | Auto, float]:
+def _macs(model: SlimDemucs, budget: float) -> dict[float | None, float]:
     """Multiply-accumulates per sample at each UF, and of what the router makes of the noisy clip."""
     costs = profile(model)
-    macs: dict[float | Auto, float] = {width.uf: width.macs_per_sample for width in costs.widths}
+    macs: dict[float | None, float] = {width.uf: width.macs_per_sample for width in costs.widths}
     if model.router is not None:
         clip = torch.from_numpy(noisy_clip(model.receptive_samples(320)))
-        macs["auto"] = costs.macs_per_sample(model.route(clip[None, None], budget))
+        macs[None] = costs.macs_per_sample(model.route(clip[None, None], budget))
     return macs

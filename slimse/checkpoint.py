@@ -17,7 +17,7 @@ from safetensors.torch import save as serialise
 from .atomic import written_whole
 from .models import SlimDemucs, SlimDemucsConfig
 
-DEFAULT = "paper"
+DEFAULT = "dynamic-v1"
 """Name of the bundled weights that `load` returns."""
 _DTYPES = ("F16", "BF16", "F32", "F64")
 
@@ -63,7 +63,8 @@ def load(
 
     Args:
         weights: name of bundled weights, path of a file written by `save`, or a folder that holds one such file, as
-            a training run leaves it.
+            a training run leaves it. A bundled name is never looked for in the working folder: for a folder of that
+            name write ``./name``.
         device: where to put it.
         backend: see `SlimDemucs`.
         precision: see `SlimDemucs`.
@@ -74,22 +75,7 @@ def load(
         ValueError: if the file is not a SlimSE model, is damaged, holds weights that are not finite, or there is no
             such backend or precision. What a file asks for beyond its own size is refused before any memory is taken.
     """
-    path = Path(weights)
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            raise FileNotFoundError(f"{path} holds {len(files)} .safetensors files: expected one")
-        path = files[0]
-    elif not path.suffix:
-        bundled = resources.files("slimse") / "weights" / f"{weights}.safetensors"
-        path = Path(str(bundled))
-        if not path.is_file():
-            names = sorted(f.name.removesuffix(".safetensors") for f in path.parent.glob("*.safetensors"))
-            raise FileNotFoundError(
-                f"no bundled weights {str(weights)!r}: expected one of {names} or a .safetensors file"
-            )
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    path = _find(weights)
     try:
         with safe_open(path, "pt") as file:
             config = _read_config(file)
@@ -105,6 +91,29 @@ def load(
             raise ValueError(f"{path}: {name} holds values that are not finite")
     model.load_state_dict(tensors)
     return model.train(trainable).requires_grad_(trainable).to(device)
+
+
+def bundled() -> dict[str, Path]:
+    """Files of the weights that come with the package, by name."""
+    folder = Path(str(resources.files("slimse") / "weights"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _find(weights: str | os.PathLike[str]) -> Path:
+    """The file that `load` reads."""
+    known = bundled()
+    if isinstance(weights, str) and weights in known:
+        return known[weights]
+    path = Path(weights)
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if len(files) != 1:
+            raise FileNotFoundError(f"{path} holds {len(files)} .safetensors files: expected one")
+        return files[0]
+    if not path.is_file():
+        names = f"expected a .safetensors file or bundled weights, one of {list(known)}"
+        raise FileNotFoundError(f"no weights {os.fspath(weights)!r}: {names}")
+    return path
 
 
 def _read_config(file: Any) -> SlimDemucsConfig:

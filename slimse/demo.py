@@ -22,7 +22,6 @@ from .audio.files import read_blocks, read_info, read_tags
 from .audio.writing import AtomicWriter
 from .models import SlimDemucs
 from .profiling import profile
-from .width import Auto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,9 +98,9 @@ def run_demo(
     if not source.is_file():
         raise FileNotFoundError(f"no such file: {source}")
     info = read_info(source)
-    targets: dict[float | Auto, Path] = {uf: folder / f"enhanced_uf{uf:g}.wav" for uf in model.config.ufs}
+    targets: dict[float | None, Path] = {uf: folder / f"enhanced_uf{uf:g}.wav" for uf in model.config.ufs}
     if model.router is not None:
-        targets["auto"] = folder / "enhanced_auto.wav"
+        targets[None] = folder / "enhanced_auto.wav"
     noisy, picture = folder / "noisy.wav", folder / "demo.png"
     _check_targets(source, [noisy, *targets.values(), picture], force=force)
     duration = _copy(source, noisy, force=force)
@@ -109,14 +108,14 @@ def run_demo(
     fixed = {width.uf: width.macs_per_sample for width in costs.widths}
     rows = []
     for uf, target in targets.items():
-        budget = BUDGET if uf == "auto" else None
+        budget = BUDGET if uf is None else None
         # The first call at a UF prepares its weights; that must not count.
         silence = np.zeros((info.channels, info.sample_rate // 4), np.float32)
         enhance(silence, info.sample_rate, uf, budget=budget, model=model)
         start = time.perf_counter()
         chosen = enhance_file(source, target, model, uf, budget=budget, force=force)
         seconds = time.perf_counter() - start
-        macs = costs.macs_per_sample(torch.from_numpy(chosen)) if uf == "auto" else fixed[uf]
+        macs = costs.macs_per_sample(torch.from_numpy(chosen)) if uf is None else fixed[uf]
         share = macs / costs.widths[-1].macs_per_sample
         rows.append(DemoRow(float(chosen.mean()), budget, chosen, target, macs, share, seconds, seconds / duration))
     draw(noisy, rows, picture, title=source.name)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .models import SlimDemucs
-from .width import Auto
 
 _FRAMES = (2, 10)
 """Two call lengths in frames; the difference between them is free of the first frame's long run."""
@@ -54,8 +53,8 @@ class ModelProfile:
         return asdict(self)
 
 
-def _count_calls(model: SlimDemucs, uf: float | Auto, frames: int) -> tuple[dict[str, int], int]:
-    """MACs by module and weight bytes per frame of one offline call that spans ``frames`` frames."""
+def _count_calls(model: SlimDemucs, uf: float | None, frames: int) -> tuple[dict[str, int], int]:
+    """MACs by module and weight bytes per frame of one offline call of ``frames`` frames; at UF None, of the router."""
     macs: dict[str, int] = defaultdict(int)
     weight_bytes = 0
 
@@ -73,7 +72,7 @@ def _count_calls(model: SlimDemucs, uf: float | Auto, frames: int) -> tuple[dict
     try:
         like = next(model.parameters())
         with torch.no_grad():
-            budget = 1.0 if uf == "auto" else None
+            budget = 1.0 if uf is None else None
             # Not `forward`, which may run compiled, past the hooks.
             model.finish(like.new_zeros(1, model.receptive_samples(frames)), model.initial_state(), uf, budget)
     finally:
@@ -99,11 +98,11 @@ def profile(model: SlimDemucs) -> ModelProfile:
         sample_rate=model.config.sample_rate,
         hop=model.hop,
         latency_ms=latency,
-        router_macs_per_sample=_per_sample(model, "auto")[0]["router"] if model.router else None,
+        router_macs_per_sample=_per_sample(model, None)[0]["router"] if model.router else None,
     )
 
 
-def _per_sample(model: SlimDemucs, uf: float | Auto) -> tuple[dict[str, float], int]:
+def _per_sample(model: SlimDemucs, uf: float | None) -> tuple[dict[str, float], int]:
     """MACs per sample by module, and weight bytes per frame."""
     (short, read), (long, _) = (_count_calls(model, uf, frames) for frames in _FRAMES)
     samples = (_FRAMES[1] - _FRAMES[0]) * model.hop

@@ -7,7 +7,7 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,10 @@ from .models import DemucsState, SlimDemucs
 from .models.router import RouterState
 from .ops.launchers import DTYPES
 from .streaming import LOUDEST
-from .width import Auto, Schedule, Width
+from .width import Schedule, Width
 
 if TYPE_CHECKING:
     from .compiled.slots import CompiledSlots
-
-_Wanted: TypeAlias = tuple[float | Auto, float | None]
 
 
 class StreamBatch:
@@ -82,16 +80,16 @@ class StreamBatch:
         """The UFs of the last frames, ``[capacity]``; of no meaning for a slot that has not run one."""
         return self.model.config.ufs.at(self._slots.choice)
 
-    def join(self, uf: float | Auto = 1.0, budget: float | None = None) -> int:
+    def join(self, uf: float | None = None, budget: float | None = None) -> int:
         """Begin a stream; returns its slot.
 
         Args:
-            uf: width of its frames; ``"auto"`` leaves it to the model's router.
-            budget: for ``"auto"``, the mean UF that is wanted over much sound.
+            uf: width of its frames. Without UF and budget, 1.0.
+            budget: target mean UF, averaged over a corpus: the model's router chooses the UFs.
 
         Raises:
-            ValueError: if all slots are in use, for a UF outside the set or a budget out of range, or for a budget
-                without a router.
+            ValueError: if all slots are in use, for a UF outside the set or a budget out of range, for both at once,
+                or for a budget without a router.
         """
         wanted = self._checked(uf, budget)
         if not self._free:
@@ -118,7 +116,7 @@ class StreamBatch:
             ValueError: for a free slot, a budget out of range, or a model without a router.
         """
         self._check(slot)
-        self._slots.want(slot, *self._checked("auto", budget))
+        self._slots.want(slot, *self._checked(None, budget))
 
     @torch.no_grad()
     def tick(self, samples: Tensor) -> tuple[Tensor, list[int]]:
@@ -160,9 +158,11 @@ class StreamBatch:
         if slot not in self._used:
             raise ValueError(f"slot = {slot}: expected one in use, {self.slots}")
 
-    def _checked(self, uf: float | Auto, budget: float | None) -> _Wanted:
-        self.model.budgets(uf, budget, 1)
-        return uf if isinstance(uf, str) else self.model.config.ufs.validate(uf), budget
+    def _checked(self, uf: float | None, budget: float | None) -> tuple[float | None, float | None]:
+        request = self.model.request(uf, budget, 1)
+        if request.budget is not None:
+            return None, float(request.budget)
+        return self.model.config.ufs.validate(request.uf), None
 
 
 def _no_graph(model: SlimDemucs) -> str | None:
@@ -226,7 +226,7 @@ class _LayerSlots:
         }
         self._joining: list[int] = []
         self._cohorts: list[_Cohort] = []
-        self._wanted: dict[int, _Wanted] = {}
+        self._wanted: dict[int, tuple[float | None, float | None]] = {}
         self._joined: dict[int, int] = {}
         self._ticks, self._ready = 0, [0] * capacity
         self._run: Callable[[], object] = _recorded(self.run, like.device) if graph else self.run
@@ -261,10 +261,10 @@ class _LayerSlots:
         self._joining.append(slot)
         self._joined[slot] = self._ticks
 
-    def want(self, slot: int, uf: float | Auto, budget: float | None) -> None:
+    def want(self, slot: int, uf: float | None, budget: float | None) -> None:
         self._wanted[slot] = uf, budget
         self._auto[slot] = budget is not None
-        if isinstance(uf, str):
+        if uf is None:
             assert self._model.router is not None
             self._asked[slot] = self._model.router.calibrated(self._asked.new_tensor([budget]))[0]
         else:

@@ -16,11 +16,10 @@ from .deadline import DeadlineController
 from .models import DemucsState, SlimDemucs
 from .models.router import RouterState
 from .models.state import check_state
-from .width import UF, Auto, Budget
+from .width import UF, AnyUF, Budget, Request
 
 Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
 
-_Wanted: TypeAlias = tuple[UF | Auto, Budget | None]
 _Chosen: TypeAlias = UF | NDArray[np.int64]
 """UFs, or an array of indices into the model's."""
 _Kind: TypeAlias = np.dtype[Any] | tuple[torch.dtype, torch.device] | None
@@ -35,8 +34,8 @@ class StreamerState(NamedTuple):
 
     model: DemucsState
     pending: Tensor
-    uf: UF | Auto
-    budget: Budget | None = None
+    uf: UF | None
+    budget: Tensor | None = None
 
 
 # Or `torch.load` would refuse what `torch.save` wrote of a stream.
@@ -51,9 +50,8 @@ class Streamer:
 
     Args:
         model: a causal `SlimDemucs`.
-        uf: width of the frames, a float or ``[streams]``, unless `feed` says otherwise; ``"auto"`` leaves it to the
-            model's router.
-        budget: for ``"auto"``, the mean UF that is wanted over much sound, a number or ``[streams]``.
+        uf: width of the frames, a float or ``[streams]``, unless `feed` says otherwise. Without UF and budget, 1.0.
+        budget: target mean UF, averaged over a corpus, a number or ``[streams]``: the model's router chooses the UFs.
         streams: number of parallel streams, whose chunks are ``[streams, n]``; None for one stream of ``[n]``.
         shared: the router decides for all streams alike, as for the channels of one recording.
         input_std: deviation of the whole signal, for models that normalise; see `SlimDemucs.initial_state`.
@@ -78,7 +76,7 @@ class Streamer:
     def __init__(
         self,
         model: SlimDemucs,
-        uf: UF | Auto = 1.0,
+        uf: AnyUF | None = None,
         *,
         budget: Budget | None = None,
         streams: int | None = None,
@@ -146,7 +144,7 @@ class Streamer:
         self._restore(state)
 
     def _restore(self, state: StreamerState) -> None:
-        self._last = state.uf, state.budget
+        self._last = Request(state.uf, state.budget)
         if self._compiled is None:
             self._state, self._pending = state.model, state.pending
         else:
@@ -160,7 +158,7 @@ class Streamer:
         self._kind: _Kind = None
         self._ran: tuple[_Chosen, int] = (pending, 0)
 
-    def feed(self, chunk: Chunk, uf: UF | Auto | None = None, budget: Budget | None = None) -> Chunk:
+    def feed(self, chunk: Chunk, uf: AnyUF | None = None, budget: Budget | None = None) -> Chunk:
         """Take samples, give back those that are ready.
 
         Args:
@@ -176,7 +174,7 @@ class Streamer:
                 The stream is then as it was before.
         """
         start = self._clock() if self._controller is not None else 0.0
-        wanted = self._own if uf is None and budget is None else self._wanted(uf, budget)
+        wanted = self._own if uf is None and budget is None else self._checked(uf, budget)
         out, frames = (self._feed_torch if self._compiled is None else self._feed_compiled)(chunk, wanted)
         if frames:
             self._last = wanted
@@ -186,7 +184,7 @@ class Streamer:
         return self._like(out, self._kind)
 
     @torch.no_grad()
-    def _feed_torch(self, chunk: Chunk, wanted: _Wanted) -> tuple[Tensor, int]:
+    def _feed_torch(self, chunk: Chunk, wanted: Request) -> tuple[Tensor, int]:
         """Samples that are ready, and how many frames of each stream ran."""
         self._check(chunk)
         self._kind = (chunk.dtype, chunk.device) if isinstance(chunk, Tensor) else chunk.dtype
@@ -208,7 +206,7 @@ class Streamer:
         self._ran = joined, joined.shape[1]
         return torch.cat(outputs, dim=1) if outputs else samples[:, :0], joined.shape[1]
 
-    def _feed_compiled(self, chunk: Chunk, wanted: _Wanted) -> tuple[NDArray[np.float32], int]:
+    def _feed_compiled(self, chunk: Chunk, wanted: Request) -> tuple[NDArray[np.float32], int]:
         """As `_feed_torch`, with as little around the frames as can be.
 
         In live use the caches are cold at every frame, and each step here costs ten times what it does in a loop.
@@ -233,7 +231,7 @@ class Streamer:
         self._ran = choice, frames
         return self._compiled.feed(x, choice), frames
 
-    def flush(self, uf: UF | Auto | None = None, budget: Budget | None = None) -> Any:
+    def flush(self, uf: AnyUF | None = None, budget: Budget | None = None) -> Any:
         """End the signal: return all that is still missing and start anew.
 
         Args:
@@ -249,12 +247,9 @@ class Streamer:
         else:
             done, pending = compiled.samples, compiled.pending
         left = self.model.frames_left(done, pending)
-        if isinstance(uf, Tensor) and uf.ndim > 1:
-            wanted: _Wanted = (uf, None)
-        elif left or uf is not None:
-            wanted = self._wanted(uf, budget)
-        else:
-            wanted = self._last
+        wanted = self._last
+        if left or uf is not None or budget is not None:
+            wanted = self._own if uf is None and budget is None else self._checked(uf, budget, max(left, 1))
         out: Tensor | NDArray[np.float32]
         if compiled is None:
             with torch.no_grad():
@@ -269,27 +264,26 @@ class Streamer:
         self._ran = ran, left
         return self._like(out, kind)
 
-    def _decided(self, samples: Tensor, state: DemucsState, frames: int, wanted: _Wanted) -> tuple[UF, DemucsState]:
+    def _decided(self, samples: Tensor, state: DemucsState, frames: int, wanted: Request) -> tuple[UF, DemucsState]:
         """The UFs of the next frames, as given or from the router, and no wider than the limit."""
-        uf, budget = wanted
-        chosen: UF
-        if isinstance(uf, str):
-            assert budget is not None
-            chosen, state = self.model.decide(samples, state, frames, budget, shared=self.shared)
+        if wanted.budget is not None:
+            chosen: UF
+            chosen, state = self.model.decide(samples, state, frames, wanted.budget, shared=self.shared)
         else:
-            chosen = uf
+            assert wanted.uf is not None
+            chosen = wanted.uf
         if self._controller is not None:
             chosen = chosen.clamp(max=self.limit) if isinstance(chosen, Tensor) else min(chosen, self.limit)
         return chosen, state
 
-    def _indices(self, x: NDArray[np.float32], frames: int, wanted: _Wanted) -> NDArray[np.int64]:
+    def _indices(self, x: NDArray[np.float32], frames: int, wanted: Request) -> NDArray[np.int64]:
         """As `_decided`, on the compiled path: indices of the UFs, ``[streams, frames]`` or ``[streams, 1]``."""
         assert self._compiled is not None
         uf, budget = wanted
-        if not isinstance(uf, str):
+        if uf is not None:
             choice = self._compiled.indices(uf)
         elif frames:
-            assert isinstance(budget, Tensor)
+            assert budget is not None
             choice = self._compiled.decide(x, frames, budget.numpy(), shared=self.shared)
         else:
             choice = self._compiled.indices(self.model.config.ufs[-1])
@@ -302,22 +296,17 @@ class Streamer:
         ufs = torch.as_tensor(chosen, device=next(self.model.parameters()).device)
         return (ufs.unsqueeze(1) if ufs.ndim == 1 else ufs).expand(self._rows, frames)
 
-    def _wanted(self, uf: UF | Auto | None, budget: Budget | None) -> _Wanted:
-        """What `feed` and `flush` were given, or the streamer's own."""
-        if uf is None and budget is None:
-            return self._own
-        return self._checked("auto" if uf is None else uf, budget)
-
-    def _checked(self, uf: UF | Auto, budget: Budget | None) -> _Wanted:
-        """Reject a bad UF or budget before any sample has been taken."""
-        if isinstance(uf, Tensor) and uf.ndim > 1:
-            raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a float or [streams]")
-        budgets = self.model.budgets(uf, budget, self._rows)
-        if isinstance(uf, Tensor):
-            self.model.config.ufs.schedule(uf, self._rows, 1)
-        elif not isinstance(uf, str):
-            uf = self.model.config.ufs.validate(uf)
-        return uf, budgets
+    def _checked(self, uf: AnyUF | None, budget: Budget | None, frames: int | None = None) -> Request:
+        """Reject a bad UF or budget before any sample has been taken; ``frames`` allows a UF for each of so many."""
+        request = self.model.request(uf, budget, self._rows)
+        if request.uf is None:
+            return request
+        if isinstance(request.uf, Tensor) and request.uf.ndim:
+            if frames is None and request.uf.ndim > 1:
+                raise ValueError(f"uf has shape {tuple(request.uf.shape)}: expected a float or [streams]")
+            self.model.config.ufs.schedule(request.uf, self._rows, frames or 1)
+            return request
+        return Request(self.model.config.ufs.validate(float(request.uf)), None)
 
     @property
     def _rows(self) -> int:

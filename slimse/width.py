@@ -12,22 +12,39 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 UF: TypeAlias = float | Tensor
-"""What every forward accepts: a float, ``[B]``, ``[B, frames]``, or gates ``[B, frames, n_ufs]``."""
+"""What layers accept: a float, ``[B]``, ``[B, frames]``, or gates ``[B, frames, n_ufs]``."""
 
-Auto: TypeAlias = Literal["auto"]
-"""In place of a UF: the router chooses, for a *budget*, the mean UF that is wanted over much sound."""
+AnyUF: TypeAlias = UF | Sequence[float] | Sequence[Sequence[float]] | NDArray[Any]
+"""What models and streams accept: a `UF`, or the same as a list or a numpy array."""
 
-Budget: TypeAlias = float | Tensor
-"""A float or ``[B]``, from the smallest UF to 1."""
+Budget: TypeAlias = float | Sequence[float] | NDArray[Any] | Tensor
+"""Target mean UF, averaged over a corpus: a number or ``[B]``, from the smallest UF to 1. The router meets it."""
+
+
+class Request(NamedTuple):
+    """What frames shall run at: either UFs, or what the router chooses for a budget. Exactly one of the two is set."""
+
+    uf: UF | None
+    budget: Tensor | None
+    """``[B]``, float32."""
+
+
+def as_uf(uf: AnyUF) -> UF:
+    """A list or an array of UFs as a tensor; everything else as it is."""
+    if isinstance(uf, list | tuple) or (isinstance(uf, np.ndarray) and uf.ndim):
+        return torch.as_tensor(np.asarray(uf, dtype=np.float32))
+    return uf  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,7 @@ def check_uf(uf: Any) -> None:
             compiler, values of a tensor are not looked at.
     """
     if not isinstance(uf, Tensor):
-        if isinstance(uf, bool) or not isinstance(uf, int | float) or not 0 < uf <= 1:
+        if isinstance(uf, bool) or not isinstance(uf, int | float | np.floating) or not 0 < uf <= 1:
             raise ValueError(f"uf = {uf!r}: expected a number in (0, 1]")
         return
     if uf.ndim not in (1, 2):
@@ -124,32 +141,35 @@ class WidthSet(tuple[float, ...]):
             raise ValueError(f"ufs = {values}: expected rising numbers in (0, 1], the last one 1.0")
         return super().__new__(cls, values)
 
-    def validate(self, uf: float) -> float:
+    def validate(self, uf: Any) -> float:
         """Return ``uf`` if it belongs to the set; raise a `ValueError` that names the set otherwise."""
+        uf = uf.item() if isinstance(uf, Tensor | np.ndarray) and uf.ndim == 0 else uf
         if isinstance(uf, bool) or not isinstance(uf, numbers.Real) or float(uf) not in self:
             raise ValueError(f"uf = {uf!r} is not one of this model's widths {tuple(self)}")
         return float(uf)
 
-    def budgets(self, uf: UF | Auto, budget: Budget | None, batch: int) -> Tensor | None:
-        """Check the budget that comes with a UF, and give every item its own.
+    def request(self, uf: AnyUF | None, budget: Budget | None, batch: int) -> Request:
+        """Check what a caller passed as UF and budget, for ``batch`` items. Neither of the two means UF 1.0.
 
-        Returns:
-            ``[batch]``, float32, or None where ``uf`` is not ``"auto"``.
+        Shapes and values of a tensor of UFs are checked later, by `schedule`.
 
         Raises:
-            ValueError: for a budget out of range or of another shape, and for only one of budget and ``"auto"``.
+            ValueError: for both at once, and for a budget out of range or of another shape.
         """
-        if isinstance(uf, str) != (budget is not None) or (isinstance(uf, str) and uf != "auto"):
-            given = "no budget" if budget is None else f"budget = {budget}"
-            raise ValueError(f'uf = {uf!r} with {given}: expected one of {tuple(self)}, or uf = "auto" with a budget')
         if budget is None:
-            return None
+            return Request(1.0 if uf is None else as_uf(uf), None)
+        if uf is not None:
+            raise ValueError(
+                f"uf = {uf} with budget = {budget}: expected one of them; for a budget, the router chooses"
+            )
+        if isinstance(budget, bool | str):
+            raise ValueError(f"budget = {budget!r}: expected a mean UF from {self[0]:g} to 1")
         values = torch.as_tensor(budget, dtype=torch.float32)
         if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
             raise ValueError(f"budget has shape {tuple(values.shape)}: expected a number or [{batch}]")
         if not bool(((values >= self[0]) & (values <= 1)).all()):
             raise ValueError(f"budget = {budget}: expected a mean UF from {self[0]:g} to 1")
-        return values.expand(batch)
+        return Request(None, values.expand(batch))
 
     def channels(self, uf: float, full: int) -> int:
         """Active channels of a layer of ``full`` channels at ``uf``, see `slimse.width.channels`."""
@@ -173,11 +193,11 @@ class WidthSet(tuple[float, ...]):
         """The UFs at positions in this set (float32, same shape and device): the inverse of `indices`."""
         return torch.tensor([*self], device=indices.device)[indices]
 
-    def schedule(self, uf: UF, batch: int, frames: int) -> Schedule:
+    def schedule(self, uf: AnyUF, batch: int, frames: int) -> Schedule:
         """Resolve what a caller passed as ``uf`` into the schedule of one call.
 
         Args:
-            uf: a float of the set; ``[B]`` or ``[B, frames]`` of such values; or gates
+            uf: a float of the set; ``[B]`` or ``[B, frames]`` of such values, as a tensor, a list or an array; or gates
                 ``[B, frames, len(self)]`` (one-hot forward, soft gradient) for training.
             batch: items of the call.
             frames: frames of the call, 1 or more.
@@ -185,8 +205,9 @@ class WidthSet(tuple[float, ...]):
         Raises:
             ValueError: for a UF outside the set, or a shape that does not fit; the message says which.
         """
+        uf = as_uf(uf)
         if not isinstance(uf, Tensor) or uf.ndim == 0:
-            return Schedule(self, uf=self.validate(uf.item() if isinstance(uf, Tensor) else uf))
+            return Schedule(self, uf=self.validate(uf))
         shapes = {1: (batch,), 2: (batch, frames), 3: (batch, frames, len(self))}
         if tuple(uf.shape) != shapes.get(uf.ndim):
             raise ValueError(

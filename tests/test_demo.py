@@ -81,7 +81,7 @@ def test_router_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.Monkey
     row = run_demo(source, tmp_path / "out", model)[-1]
     noisy, rate = soundfile.read(source, dtype="float32")
     enhanced, _ = soundfile.read(tmp_path / "out" / "enhanced_auto.wav", dtype="float32")
-    np.testing.assert_allclose(enhanced.T, enhance(noisy.T, rate, "auto", budget=row.budget, model=model), atol=1e-6)
+    np.testing.assert_allclose(enhanced.T, enhance(noisy.T, rate, budget=row.budget, model=model), atol=1e-6)
     signal = torch.from_numpy(noisy.T.copy())
     chosen, _ = model.decide(signal, model.initial_state(2), model.frames(len(noisy)), row.budget, shared=True)
     np.testing.assert_array_equal(row.chosen, chosen[0])

@@ -63,7 +63,10 @@ def test_the_package_runs_as_a_module(monkeypatch, capsys):
 
 def test_a_mistake_is_one_line_and_status_2():
     for arguments, message in (
-        (("profile", "nothing"), "no bundled weights 'nothing'"),
+        (
+            ("profile", "nothing"),
+            "no weights 'nothing': expected a .safetensors file or bundled weights, one of ['dynamic-v1']",
+        ),
         (("profile", "nothing"), "or a preset of ['dns48', "),
         (("train", "nothing", "--data", ".", "-o", "out"), "one of ['backbone', "),
     ):
@@ -78,7 +81,7 @@ def test_a_mistake_is_one_line_and_status_2():
 def test_the_readme_names_both_commands():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert sum(line.startswith("pip install") and line.endswith("&& slimse demo") for line in lines) == 1
-    assert sum(line.startswith("pip install") and line.endswith("&& pytest") for line in lines) == 1
+    assert sum(line.startswith("pip install") and "&& pytest" in line for line in lines) == 1
 
 
 # Bundled weights -------------------------------------------------------------------------------------------------
@@ -97,7 +100,7 @@ def speech():
 def test_weights_are_the_dynamic_preset_with_a_card(model):
     assert model.config == slimse.PRESETS["dynamic"]
     assert not model.training
-    card = (Path(slimse.__file__).parent / "weights" / "paper.md").read_text()
+    card = (Path(slimse.__file__).parent / "weights" / "dynamic-v1.md").read_text()
     for part in ("Data", "Training", "Quality", "Licence", "LibriSpeech", "PESQ"):
         assert part in card
 

@@ -54,9 +54,9 @@ def stream(streamer, noisy, sizes, budgets=(None,)):
 )
 def test_streaming_decides_and_sounds_as_offline(samples, sizes, budget, seed):
     noisy = 0.05 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
-    out, ufs = stream(Streamer(MODEL, "auto", budget=budget), noisy, sizes)
+    out, ufs = stream(Streamer(MODEL, budget=budget), noisy, sizes)
     assert torch.equal(ufs, MODEL.route(noisy[None, None], budget))
-    offline = MODEL(noisy[None, None], "auto", budget)[0, 0]
+    offline = MODEL(noisy[None, None], budget=budget)[0, 0]
     assert (out - offline).norm() <= 1e-5 * offline.norm() + 1e-7
 
 
@@ -64,10 +64,10 @@ def test_paper_preset_streams_as_offline():
     model = talkative(PRESETS["dynamic"], seed=2)
     torch.manual_seed(0)
     noisy = 0.05 * torch.randn(6000) * torch.logspace(-3, 1, 6000)
-    out, ufs = stream(Streamer(model, "auto", budget=0.4), noisy, [700, 1, 333])
+    out, ufs = stream(Streamer(model, budget=0.4), noisy, [700, 1, 333])
     assert len(ufs.unique()) > 1
     assert torch.equal(ufs, model.route(noisy[None, None], 0.4))
-    offline = model(noisy[None, None], "auto", 0.4)[0, 0]
+    offline = model(noisy[None, None], budget=0.4)[0, 0]
     assert (out - offline).norm() <= 1e-5 * offline.norm()
 
 
@@ -75,7 +75,7 @@ def test_auto_is_the_routed_ufs():
     ufs = MODEL.route(NOISE[:, None], 0.3)
     assert ufs.shape == (3, MODEL.frames(4000))
     assert len(ufs.unique()) > 1
-    assert torch.equal(MODEL(NOISE[:, None], "auto", 0.3), MODEL(NOISE[:, None], ufs))
+    assert torch.equal(MODEL(NOISE[:, None], budget=0.3), MODEL(NOISE[:, None], ufs))
 
 
 def test_every_stream_has_its_own_budget():
@@ -83,7 +83,7 @@ def test_every_stream_has_its_own_budget():
     together = MODEL.route(NOISE[:, None], budgets)
     alone = torch.cat([MODEL.route(NOISE[i, None, None], float(b)) for i, b in enumerate(budgets)])
     assert torch.equal(together, alone)
-    out, ufs = stream(Streamer(MODEL, "auto", budget=budgets, streams=3), NOISE, [500])
+    out, ufs = stream(Streamer(MODEL, budget=budgets, streams=3), NOISE, [500])
     assert torch.equal(ufs, together)
     assert out.shape == NOISE.shape
 
@@ -91,7 +91,7 @@ def test_every_stream_has_its_own_budget():
 def test_the_budget_may_change_at_any_frame():
     noisy, first, hop = NOISE[0], MODEL.first_samples, MODEL.hop
     sizes = [first + 20 * hop, 4000]
-    _, ufs = stream(Streamer(MODEL, "auto", budget=0.2), noisy, sizes, [None, 0.9])
+    _, ufs = stream(Streamer(MODEL, budget=0.2), noisy, sizes, [None, 0.9])
     low, high = (MODEL.route(noisy[None, None], budget) for budget in (0.2, 0.9))
     assert torch.equal(ufs[:, :21], low[:, :21])
     assert not torch.equal(ufs[:, 21:], low[:, 21:])
@@ -108,11 +108,11 @@ def test_a_budget_takes_over_from_a_fixed_width():
 
 
 def test_a_saved_stream_goes_on_as_it_would_have():
-    streamer = Streamer(MODEL, "auto", budget=0.3)
+    streamer = Streamer(MODEL, budget=0.3)
     streamer.feed(NOISE[0, :1500])
     state = streamer.state
     rest = torch.cat([streamer.feed(NOISE[0, 1500:]), streamer.flush()])
-    again = Streamer(MODEL, "auto", budget=0.3)
+    again = Streamer(MODEL, budget=0.3)
     again.state = state
     assert torch.equal(torch.cat([again.feed(NOISE[0, 1500:]), again.flush()]), rest)
 
@@ -128,13 +128,13 @@ def test_a_decision_rests_on_samples_that_are_there():
 
 
 def test_channels_share_a_decision():
-    streamer = Streamer(MODEL, "auto", budget=0.3, streams=3, shared=True)
+    streamer = Streamer(MODEL, budget=0.3, streams=3, shared=True)
     _, ufs = stream(streamer, NOISE, [300])
     assert torch.equal(ufs[0], ufs[1])
     assert torch.equal(ufs[0], ufs[2])
     # A channel of opposite sign must not silence the other for the router.
     pair = torch.stack([NOISE[0], -NOISE[0]])
-    assert slimse.enhance(pair, 16_000, "auto", budget=0.3, model=MODEL).shape == pair.shape
+    assert slimse.enhance(pair, 16_000, budget=0.3, model=MODEL).shape == pair.shape
 
 
 def test_first_weights_share_by_the_budget():
@@ -187,6 +187,35 @@ def test_weights_with_and_without_a_router_are_read(tmp_path):
     assert SlimDemucsConfig.from_dict(older) == PRESETS["small"]
 
 
+def test_bundled_names_win_over_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "dynamic-v1").mkdir()
+    slimse.save(SlimDemucs("small"), tmp_path / "dynamic-v1" / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert slimse.load("dynamic-v1").config == PRESETS["dynamic"]
+    assert slimse.load("./dynamic-v1").config == PRESETS["small"]
+    for name in ("paper", "no.safetensors"):
+        with pytest.raises(FileNotFoundError, match=rf"no weights '{name}': .* one of \['dynamic-v1'\]"):
+            slimse.load(name)
+
+
+def test_ufs_may_be_lists_and_arrays():
+    frames = MODEL.frames(4000)
+    drawn = np.random.default_rng(0).choice(MODEL.config.ufs, size=(3, frames))
+    expected = MODEL(NOISE[:, None], torch.from_numpy(drawn))
+    assert torch.equal(MODEL(NOISE[:, None], drawn), expected)
+    assert torch.equal(MODEL(NOISE[:, None], drawn.tolist()), expected)
+    assert torch.equal(MODEL(NOISE[:, None], np.float32(0.5)), MODEL(NOISE[:, None], 0.5))
+    assert torch.equal(
+        MODEL.route(NOISE[:, None], [0.2, 0.4, 0.8]), MODEL.route(NOISE[:, None], np.array([0.2, 0.4, 0.8]))
+    )
+    for ufs in ([0.25, 0.5, 1.0], np.array([0.25, 0.5, 1.0])):
+        streamer = Streamer(MODEL, ufs, streams=3)
+        streamer.feed(NOISE.numpy(), ufs)
+        assert streamer.ufs[:, 0].tolist() == [0.25, 0.5, 1.0]
+    with pytest.raises(ValueError, match="not one of this model's widths"):
+        MODEL(NOISE[:, None], [0.5, 0.3, 1.0])
+
+
 def test_load_takes_a_folder_and_gives_a_model_to_train(tmp_path):
     slimse.save(MODEL, tmp_path / "model.safetensors")
     model = slimse.load(tmp_path, trainable=True)
@@ -204,10 +233,10 @@ def test_load_takes_a_folder_and_gives_a_model_to_train(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SlimDemucs("small")(NOISE[:, None], "auto", 0.3), "no router"),
+        (lambda: SlimDemucs("small")(NOISE[:, None], budget=0.3), "no router"),
         (lambda: SlimDemucs("small").route(NOISE[:, None], 0.3), "no router"),
-        (lambda: Streamer(SlimDemucs("small"), "auto", budget=0.3), "no router"),
-        (lambda: MODEL(NOISE[:, None], "auto"), "no budget"),
+        (lambda: Streamer(SlimDemucs("small"), budget=0.3), "no router"),
+        (lambda: MODEL(NOISE[:, None], budget="high"), "budget = 'high'"),
         (lambda: MODEL(NOISE[:, None], 0.5, 0.3), r"0\.5 with budget = 0\.3"),
         (lambda: MODEL.route(NOISE[:, None], 0.1), r"budget = 0\.1: expected a mean UF from 0\.125 to 1"),
         (lambda: MODEL.route(NOISE[:, None], float("nan")), "budget = nan"),
@@ -236,7 +265,7 @@ def test_enhance_command_takes_a_budget_or_a_word(tmp_path):
     for name, options in (("budget", ("--budget", "0.3")), ("word", ("--quality", "balanced"))):
         result, target = run("router.safetensors", name, *options)
         assert result.exit_code == 0, result.output
-        expected = slimse.enhance(NOISE[:2], 16_000, "auto", budget=0.3, model=MODEL)
+        expected = slimse.enhance(NOISE[:2], 16_000, budget=0.3, model=MODEL)
         assert np.abs(soundfile.read(target)[0].T - expected.numpy()).max() < 1e-4
     for weights, options, message in (
         ("none.safetensors", ("--quality", "low"), "no router"),

@@ -125,7 +125,33 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(voicebank, tmp_
     one, other = slimse.load(whole).state_dict(), slimse.load(resumed).state_dict()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-    assert "valid/si_sdr/auto" in (tmp_path / "whole" / "metrics.csv").read_text()
+    assert "valid/si_sdr/router" in (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_other_ufs_are_trained_and_calibrated(voicebank, tmp_path):
+    """Budgets, knots and calibration follow the model's own set, not that of the preset."""
+    config = replace(CONFIG, stage="joint", ufs=(0.25, 0.5, 1.0), steps=2)
+    path = train(config, voicebank, tmp_path, None, progress=False)
+    model = slimse.load(path)
+    assert model.config.ufs == (0.25, 0.5, 1.0)
+    router = model.router
+    assert router.budgets[0] == pytest.approx(0.25)
+    assert float(router.asked[0]) == pytest.approx(0.25)
+    assert (router.asked.diff() >= 0).all()
+    assert (router.knot_weights(torch.tensor([0.1, 0.25, 0.6, 1.0])).sum(1) - 1).abs().max() < 1e-5
+    noisy = 0.05 * torch.randn(1, 1, 4000)
+    assert (model.route(noisy, 0.25) == 0.25).all()
+    with pytest.raises(ValueError, match=r"budget_low = 0.125, budget_high = 1.0: expected 0.25 to 1"):
+        SlimmableTraining(replace(config, budget_low=0.125), model)
+    with pytest.raises(ValueError, match=r"ufs = \(0.5, 1.0\): expected \(0.25, 0.5, 1.0\)"):
+        SlimmableTraining(replace(config, ufs=(0.5, 1.0)), model)
+
+
+def test_other_sample_rates_are_refused_before_anything_is_written(tmp_path):
+    model = SlimDemucs(replace(PRESETS["small"], sample_rate=48_000))
+    with pytest.raises(ValueError, match="sample_rate = 48000 of the model: the loss supports 16000 Hz alone"):
+        train(replace(CONFIG, stage="backbone"), tmp_path / "data", tmp_path / "out", None, model, progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(voicebank, tmp_path):

@@ -41,7 +41,7 @@ def wishes(model, streams, ticks, generator):
     auto = torch.rand(streams, ticks, generator=generator) < (0.7 if model.router is not None else 0.0)
     return [
         [
-            ("auto", float(budgets[s, t])) if auto[s, t] else (model.config.ufs[int(drawn[s, t])], None)
+            (None, float(budgets[s, t])) if auto[s, t] else (model.config.ufs[int(drawn[s, t])], None)
             for t in range(ticks)
         ]
         for s in range(streams)
@@ -88,7 +88,7 @@ def test_streams_that_come_and_go_equal_streamers(name, backend, relative_error)
             ran = single[stream].ufs[0]
             if len(ran):
                 assert batch.ufs[slot] == ran[-1]
-                used[wanted[stream][tick][0] == "auto"].add(float(ran[-1]))
+                used[wanted[stream][tick][0] is None].add(float(ran[-1]))
     assert batch.leave(batch.join()).shape == (0,)
     assert batch.slots == []
     assert all(len(seen) > 1 for seen in used.values()), used
@@ -119,7 +119,7 @@ def test_a_tick_for_a_graph_stays_on_the_device_and_in_its_buffers(name):
     batch = StreamBatch(model, 2, backend="torch")
     layers = batch._slots
     kept = [tensor.data_ptr() for group in layers._state[:-1] for tensor in group]
-    joined = batch.join("auto", 0.3)
+    joined = batch.join(budget=0.3)
     for _ in range(6):
         batch.tick(torch.randn(2, model.hop))
     assert kept == [tensor.data_ptr() for group in layers._state[:-1] for tensor in group]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..checkpoint import load
 from ..models import SlimDemucs
-from ..width import Auto
 from .files import check_rate, read_blocks, read_info, read_tags
 from .network import Array, Network, Resampler, deviation, open_network, to_array
 from .spectral import BandGain, Fifo, SharedMask
@@ -188,7 +187,7 @@ def _bundled(device: torch.device) -> SlimDemucs:
 def enhance(
     audio: Sound,
     sample_rate: int,
-    uf: float | Auto = 1.0,
+    uf: float | None = None,
     *,
     budget: float | None = None,
     model: SlimDemucs | None = None,
@@ -201,9 +200,9 @@ def enhance(
         audio: numpy or torch, floating point, full scale 1: ``[samples]``, or ``[channels, samples]`` with the
             channels *first* (``soundfile.read`` gives them last: pass ``audio.T``).
         sample_rate: of ``audio`` and of the result, Hz.
-        uf: one of the model's widths: smaller is faster, larger is better. ``"auto"`` leaves every 16 ms to the model's
-            router, which decides for all channels together.
-        budget: for ``"auto"``, the mean width that is wanted over much sound, from the smallest width to 1.
+        uf: one of the model's widths: smaller is faster, larger is better. Without UF and budget, 1.0.
+        budget: target mean UF, averaged over a corpus, from the smallest width to 1: every 16 ms the model's router
+            chooses a width, for all channels together.
         model: None for the bundled weights, on the device of a tensor, or on the CPU. A given model runs where it is.
         dry: share of the input in the result, 0 to 1.
         attenuation_limit: instead of ``dry``: noise is lowered by no more than so many dB.
@@ -238,7 +237,7 @@ def enhance(
 
 
 def _enhance_signal(
-    signal: Array, sample_rate: int, uf: float | Auto, budget: float | None, model: SlimDemucs, dry: float
+    signal: Array, sample_rate: int, uf: float | None, budget: float | None, model: SlimDemucs, dry: float
 ) -> Array:
     channels, samples = signal.shape
     step = block_length(sample_rate, channels)
@@ -256,7 +255,7 @@ def enhance_file(
     source: Path,
     target: Path,
     model: SlimDemucs,
-    uf: float | Auto = 1.0,
+    uf: float | None = None,
     *,
     budget: float | None = None,
     dry: float = 0.0,
@@ -272,8 +271,8 @@ def enhance_file(
         source: anything libsndfile reads.
         target: file to write; it appears when it is complete. Missing folders are made.
         model: network; its weights decide the device.
-        uf: one of its widths, or ``"auto"``, as in `enhance`.
-        budget: for ``"auto"``.
+        uf: as in `enhance`.
+        budget: as in `enhance`.
         dry: share of the input in the output, see `dry_share`.
         force: replace ``target`` if it exists.
         progress: called with the seconds of sound of each block that is done; may raise to stop.

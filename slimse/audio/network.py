@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..models import SlimDemucs
 from ..streaming import Streamer
-from ..width import Auto
 
 Array = NDArray[np.float32]
 
@@ -35,7 +34,7 @@ class Network(Protocol):
 
 class _CausalNetwork:
     def __init__(
-        self, model: SlimDemucs, channels: int, uf: float | Auto, budget: float | None, input_std: Tensor | None
+        self, model: SlimDemucs, channels: int, uf: float | None, budget: float | None, input_std: Tensor | None
     ) -> None:
         self._device = next(model.parameters()).device
         std = None if input_std is None else input_std.to(self._device)
@@ -91,7 +90,7 @@ def to_array(tensor: Tensor) -> Array:
 def open_network(
     model: SlimDemucs,
     channels: int = 1,
-    uf: float | Auto = 1.0,
+    uf: float | None = None,
     *,
     budget: float | None = None,
     input_std: Tensor | None = None,
@@ -101,16 +100,16 @@ def open_network(
     Args:
         model: its weights decide the device.
         channels: number of channels.
-        uf: one of the model's widths, or ``"auto"``: the router's choice for all channels together.
-        budget: for ``"auto"``, the mean UF that is wanted.
+        uf: one of the model's widths. Without UF and budget, 1.0.
+        budget: target mean UF, averaged over a corpus: the router chooses, for all channels together.
         input_std: ``[channels, 1]``, needed by a causal model with ``level = "signal"``; see `deviation`.
 
     Raises:
-        ValueError: for a UF outside the set, or ``"auto"`` without a router or a budget.
+        ValueError: for a UF outside the set, a budget without a router, or both at once.
 
     """
-    if not model.config.causal and not isinstance(uf, str):
-        return _BidirectionalNetwork(model, channels, uf)
+    if not model.config.causal and budget is None:
+        return _BidirectionalNetwork(model, channels, 1.0 if uf is None else uf)
     return _CausalNetwork(model, channels, uf, budget, input_std)
 
 

@@ -22,9 +22,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time every backend at every width on this machine, on one thread, in under a minute."""
-    # Of the bundled weights and the preset of their name, the weights: they have a router.
-    preset = model in PRESETS and model != DEFAULT
-    network = SlimDemucs(PRESETS[model]).eval().requires_grad_(False) if preset else load(model)
+    network = SlimDemucs(PRESETS[model]).eval().requires_grad_(False) if model in PRESETS else load(model)
     if not network.config.causal:
         raise ValueError(f"{model} is bidirectional: expected a causal model, which can stream")
     result = measure(network, budget=budget, rounds=rounds)
@@ -39,7 +37,7 @@ def bench(
 
 
 def _table(result: Benchmark, model: str) -> Table:
-    router = "" if result.budget is None else f"; auto: the router, for a budget of {result.budget:g}"
+    router = "" if result.budget is None else f"; router: for a budget of {result.budget:g}"
     table = Table(title=f"{model}: one CPU thread, frames back to back, medians{router}")
     names = ("UF", "ms per frame", "of a core", "streams per core", "offline, x real time", "MAC saving", "time saving")
     table.add_column("backend")
@@ -49,7 +47,7 @@ def _table(result: Benchmark, model: str) -> Table:
         for timing in (timing for timing in result.timings if timing.backend == backend):
             table.add_row(
                 backend,
-                timing.uf if isinstance(timing.uf, str) else f"{timing.uf:g}",
+                "router" if timing.uf is None else f"{timing.uf:g}",
                 f"{timing.frame_ms:.3f}",
                 f"{100 * timing.load:.1f} %",
                 str(timing.streams_per_core),

@@ -24,7 +24,6 @@ from ..audio.jobs import Job, plan_jobs
 from ..checkpoint import DEFAULT, load
 from ..models import SlimDemucs
 from ..processes import worker_pool
-from ..width import Auto
 from .loading import make_ready
 from .terminal import a_path
 
@@ -46,7 +45,7 @@ _BUDGETS = {Quality.low: 0.15, Quality.balanced: 0.3, Quality.high: 0.75}
 class _Settings(NamedTuple):
     weights: str
     device: str
-    uf: float | Auto
+    uf: float | None
     budget: float | None
     dry: float
     force: bool
@@ -166,15 +165,15 @@ def enhance(
 
 def _width(
     model: SlimDemucs, uf: float | None, budget: float | None, quality: Quality | None
-) -> tuple[float | Auto, float | None]:
+) -> tuple[float | None, float | None]:
     """The width or budget that was asked for, checked before any file is opened."""
     if sum(option is not None for option in (uf, budget, quality)) > 1:
         raise ValueError("--uf, --budget and --quality exclude each other: expected one of them at most")
     budget = budget if quality is None else _BUDGETS[quality]
     if budget is None:
         return model.config.ufs.validate(1.0 if uf is None else uf), None
-    model.budgets("auto", budget, 1)
-    return "auto", budget
+    model.request(None, budget, 1)
+    return None, budget
 
 
 def _decibels(text: str) -> float:

@@ -76,7 +76,7 @@ def _table(result: ModelProfile, model: str) -> Table:
     table.add_row("total", *(f"{width.macs_per_sample:,.0f}" for width in result.widths))
     if result.router_macs_per_sample is not None:
         # Beside the widths, not in them: it runs only where it chooses.
-        table.add_row("router (auto)", *[f"+{result.router_macs_per_sample:,.0f}"] * len(result.widths))
+        table.add_row("router", *[f"+{result.router_macs_per_sample:,.0f}"] * len(result.widths))
     widest = result.widths[-1].macs_per_sample
     table.add_row("saving", *(f"{widest / width.macs_per_sample:.2f}x" for width in result.widths))
     table.add_row("MMAC/s", *(f"{width.macs_per_sample * result.sample_rate / 1e6:,.0f}" for width in result.widths))

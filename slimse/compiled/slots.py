@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..models import SlimDemucs
-from ..width import Auto
 from .batch import tick
 from .layout import Floats, Ints, Places
 from .network import Buffers, CompiledStream, pack
@@ -49,10 +48,10 @@ class CompiledSlots:
             for part in self._heard:
                 part[slot] = 0
 
-    def want(self, slot: int, uf: float | Auto, budget: float | None) -> None:
+    def want(self, slot: int, uf: float | None, budget: float | None) -> None:
         """What a stream's frames run at from now on."""
         self._budgets.pop(slot, None)
-        if isinstance(uf, str):
+        if uf is None:
             assert budget is not None
             self._budgets[slot] = budget
         else:

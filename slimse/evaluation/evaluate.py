@@ -15,7 +15,6 @@ from ..audio.files import find_files, read_mono
 from ..models import SlimDemucs
 from ..processes import worker_pool
 from ..profiling import profile
-from ..streaming import Streamer
 from .metrics import DEFAULT_METRICS, SAMPLE_RATE, check_metrics, score
 from .results import Dynamic, Failure, FileScores, Report
 
@@ -181,7 +180,7 @@ def evaluate_pairs(
         ) + tuple(Dynamic(budget) for budget in dict.fromkeys(budgets))
         for width in chosen:
             if isinstance(width, Dynamic):
-                Streamer(model, "auto", budget=width.budget)
+                model.request(None, width.budget, 1)
     rows: list[FileScores] = []
     failures: list[Failure] = []
     for done, scores in enumerate(_run(_Job(model, chosen, metrics), pairs, min(jobs, len(pairs))), start=1):

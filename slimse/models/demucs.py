@@ -20,7 +20,7 @@ from ..nn import (
 )
 from ..nn.resample import LOOKAHEAD
 from ..ops import check_backend
-from ..width import UF, Auto, Budget, FrameMap, Schedule
+from ..width import UF, AnyUF, Budget, FrameMap, Request, Schedule
 from .config import PRESETS, SlimDemucsConfig
 from .initial import initialise
 from .plain import PlainDemucs
@@ -149,20 +149,22 @@ class SlimDemucs(nn.Module):
 
     # Offline and streaming -------------------------------------------------------------------------------------
 
-    def forward(self, noisy: Tensor, uf: UF | Auto = 1.0, budget: Budget | None = None) -> Tensor:
+    def forward(self, noisy: Tensor, uf: AnyUF | None = None, budget: Budget | None = None) -> Tensor:
         """Enhance whole signals.
 
         Args:
             noisy: ``[B, 1, T]``, samples at ``config.sample_rate``, floating point.
             uf: one of ``config.ufs``; or ``[B]`` or ``[B, frames(T)]`` of them; or, in training, gates over the
-                UFs ``[B, frames(T), len(config.ufs)]``; or ``"auto"``: the router chooses, as `route` tells.
-            budget: for ``"auto"``, the mean UF that is wanted over much sound, a number or ``[B]``.
+                UFs ``[B, frames(T), len(config.ufs)]``. Without UF and budget, 1.0.
+            budget: target mean UF, averaged over a corpus, a number or ``[B]``: the router chooses the UF of every
+                frame, as `route` tells.
 
         Returns:
             ``[B, 1, T]`` in the dtype of ``noisy``. The compiled path gives no gradient.
 
         Raises:
-            ValueError: for another shape, an empty signal, a UF outside the set, or ``"auto"`` without a router.
+            ValueError: for another shape, an empty signal, a UF outside the set, both a UF and a budget, or a budget
+                without a router.
         """
         self._check(noisy)
         x = noisy[:, 0]
@@ -171,16 +173,16 @@ class SlimDemucs(nn.Module):
             signal = x.to(self._signal_dtype)
             # One sample has no deviation; 0 leaves the floor alone in the denominator.
             deviation = signal.std(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(signal)
-        if self._runs_compiled(x, uf):
+        request = self.request(uf, budget, x.shape[0])
+        if self._runs_compiled(x, request.uf):
             from ..compiled.network import enhance
 
-            budgets = self.budgets(uf, budget, x.shape[0])
-            chosen = uf if budgets is None else self.route(noisy, budgets)
-            assert not isinstance(chosen, str)
+            chosen = self.route(noisy, request.budget) if request.budget is not None else request.uf
+            assert chosen is not None
             return enhance(self, x, chosen, deviation).unsqueeze(1)
-        return self.finish(x, self.initial_state(x.shape[0], deviation), uf, budget).unsqueeze(1)
+        return self.finish(x, self.initial_state(x.shape[0], deviation), *request).unsqueeze(1)
 
-    def _runs_compiled(self, x: Tensor, uf: UF | Auto) -> bool:
+    def _runs_compiled(self, x: Tensor, uf: UF | None) -> bool:
         """Whether a whole signal runs on the compiled path: in inference, where nobody needs its gradient."""
         gates = isinstance(uf, Tensor) and uf.ndim == 3
         traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
@@ -190,26 +192,26 @@ class SlimDemucs(nn.Module):
         return use_compiled(self.backend, self)
 
     def route(self, noisy: Tensor, budget: Budget) -> Tensor:
-        """The UFs that ``model(noisy, "auto", budget)`` runs at: ``[B, frames(T)]`` for ``noisy`` ``[B, 1, T]``."""
+        """The UFs that ``model(noisy, budget=budget)`` runs at: ``[B, frames(T)]`` for ``noisy`` ``[B, 1, T]``."""
         self._check(noisy)
         x, frames, state = noisy[:, 0], self.frames(noisy.shape[2]), self.initial_state(noisy.shape[0])
-        if self.router is None or not self._runs_compiled(x, "auto"):
+        if self.router is None or not self._runs_compiled(x, None):
             return self.decide(x, state, frames, budget)[0]
         from ..compiled.router import CompiledRouter, Heard
 
-        budgets = self.budgets("auto", budget, len(x))
+        budgets = self.request(None, budget, len(x)).budget
         assert budgets is not None and state.router
         router, heard = CompiledRouter(self.router), Heard.of(state.router)
         normalised = self.normalised(x, state)[0].numpy()
         choice, _ = router.choose(normalised, self.early(0), frames, budgets.numpy(), heard, shared=False)
         return self.config.ufs.at(torch.from_numpy(choice))
 
-    def budgets(self, uf: UF | Auto, budget: Budget | None, batch: int) -> Tensor | None:
-        """As `WidthSet.budgets`; raises a `ValueError` also for ``"auto"`` where there is no router."""
-        values = self.config.ufs.budgets(uf, budget, batch)
-        if values is not None and self.router is None:
+    def request(self, uf: AnyUF | None, budget: Budget | None, batch: int) -> Request:
+        """As `WidthSet.request`; raises a `ValueError` also for a budget where there is no router."""
+        request = self.config.ufs.request(uf, budget, batch)
+        if request.budget is not None and self.router is None:
             raise ValueError(NO_ROUTER)
-        return values
+        return request
 
     def _check(self, noisy: Tensor) -> None:
         if noisy.ndim != 3 or noisy.shape[1] != 1 or noisy.shape[2] < 1:
@@ -269,7 +271,7 @@ class SlimDemucs(nn.Module):
         Raises:
             ValueError: for a model without a router, or a budget out of range.
         """
-        budgets = self.budgets("auto", budget, samples.shape[0])
+        budgets = self.request(None, budget, samples.shape[0]).budget
         assert budgets is not None and self.router is not None
         asked = self.router.calibrated(budgets.to(self.router.asked))
         logits, router = self.router_logits(samples, state, frames, asked)
@@ -293,7 +295,7 @@ class SlimDemucs(nn.Module):
         return self.router(x[:, early:], budget, state.router._replace(samples=context))
 
     def step(
-        self, samples: Tensor, state: DemucsState, uf: UF | Auto = 1.0, budget: Budget | None = None
+        self, samples: Tensor, state: DemucsState, uf: AnyUF | None = None, budget: Budget | None = None
     ) -> tuple[Tensor, DemucsState]:
         """Run one or more frames of ``B`` streams.
 
@@ -322,7 +324,9 @@ class SlimDemucs(nn.Module):
         schedule, state = self._schedule(samples, state, 1 + extra // self.hop, uf, budget)
         return self._levelled(samples, 0, state, schedule, final=False)
 
-    def finish(self, samples: Tensor, state: DemucsState, uf: UF | Auto = 1.0, budget: Budget | None = None) -> Tensor:
+    def finish(
+        self, samples: Tensor, state: DemucsState, uf: AnyUF | None = None, budget: Budget | None = None
+    ) -> Tensor:
         """End ``B`` streams: enhance the last samples, and all that was still on its way.
 
         Args:
@@ -345,14 +349,15 @@ class SlimDemucs(nn.Module):
         return out[:, : total - self.emitted(self.frames_done(state.samples))]
 
     def _schedule(
-        self, samples: Tensor, state: DemucsState, frames: int, uf: UF | Auto, budget: Budget | None
+        self, samples: Tensor, state: DemucsState, frames: int, uf: AnyUF | None, budget: Budget | None
     ) -> tuple[Schedule, DemucsState]:
         """Resolve what a caller passed, with the router where it is asked."""
-        budgets = self.budgets(uf, budget, samples.shape[0])
+        chosen, budgets = self.request(uf, budget, samples.shape[0])
         if budgets is not None:
-            uf, state = self.decide(samples, state, frames, budgets)
-        assert not isinstance(uf, str)
-        return self.config.ufs.schedule(uf, samples.shape[0], frames), state
+            chosen, state = self.decide(samples, state, frames, budgets)
+        assert chosen is not None
+        chosen = chosen.to(samples.device) if isinstance(chosen, Tensor) else chosen
+        return self.config.ufs.schedule(chosen, samples.shape[0], frames), state
 
     def extract(self, uf: float) -> PlainDemucs:
         """One width as a smaller network of `torch.nn` layers, with copies of the weights it needs.

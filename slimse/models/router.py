@@ -125,9 +125,13 @@ class Router(nn.Module):
         return -SHARPNESS * (wanted - self.octaves).square(), hidden
 
     def knot_weights(self, budget: Tensor) -> Tensor:
-        """Shares ``[B, knots]`` of the two knots between which each of ``[B]`` budgets lies, in octaves."""
+        """Shares ``[B, knots]`` of the two knots between which each of ``[B]`` budgets lies, in octaves.
+
+        A budget out of range, such as one below the smallest UF, counts as the nearest in range.
+        """
         knots = self.config.knots
         place = torch.log(budget / self.ufs[0]) / -torch.log(self.budgets[0]) * (knots - 1)
+        place = place.clamp(0, knots - 1)
         return (1 - (place.unsqueeze(1) - torch.arange(knots, device=place.device)).abs()).clamp(min=0)
 
     def calibrated(self, budget: Tensor) -> Tensor:

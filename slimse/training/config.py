@@ -11,6 +11,8 @@ from typing import Any
 
 from ..checks import typed
 from ..models import PRESETS
+from ..width import WidthSet
+from .losses import SAMPLE_RATE
 from .mixing import Recipe
 
 STAGES = ("backbone", "router", "joint", "fixed")
@@ -30,6 +32,8 @@ class TrainConfig:
     (one width alone, the baseline that slimming is compared with)."""
     preset: str = "paper"
     """The model, unless a run starts from weights. Stages with a router add one where there is none."""
+    ufs: tuple[float, ...] = ()
+    """UFs of the model, rising, the last 1.0, instead of the preset's. Weights to start from bring their own."""
     init: str = ""
     """Weights to start from, bundled or a file, unless the caller gives some."""
     seconds: float = 2.0
@@ -45,9 +49,10 @@ class TrainConfig:
     lot, or wider where the sound is louder. A network that never switched in training is rough where widths change."""
     fixed_uf: float = 1.0
     """The width of stage ``fixed``."""
-    budget_low: float = 0.125
+    budget_low: float | None = None
     budget_high: float = 1.0
-    """Budgets are drawn between these, evenly in octaves; equal ones train for one target, as the paper does."""
+    """Budgets are drawn between these, evenly in octaves; equal ones train for one target, as the paper does. None for
+    the model's smallest UF."""
     beta: float = 1.0
     gamma: float = 0.01
     """Weights of `RoutingLoss`. The larger ``gamma``, the more frames get UFs far from the budget, though those between
@@ -108,11 +113,10 @@ class TrainConfig:
         for name in (*positive, "temperature", "temperature_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
-        ufs = PRESETS[self.preset].ufs
-        if not ufs[0] <= self.budget_low <= self.budget_high <= 1:
-            raise ValueError(
-                f"budget_low = {self.budget_low!r}, budget_high = {self.budget_high!r}: expected {ufs[0]} to 1, rising"
-            )
+        if self.ufs:
+            WidthSet(self.ufs)
+        if self.budget_low is not None and not 0 < self.budget_low <= self.budget_high:
+            raise ValueError(f"budget_low = {self.budget_low!r}: expected a number up to {self.budget_high!r}")
         if self.narrow_widths not in (1, 2):
             raise ValueError(f"narrow_widths = {self.narrow_widths!r}: expected 1 or 2")
         if self.budgets_per_item < 1 or (self.budgets_per_item > 1 and (self.stage != "router" or self.through)):
@@ -127,10 +131,25 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected 0 or more")
-        if self.fixed_uf not in ufs:
-            raise ValueError(f"fixed_uf = {self.fixed_uf!r}: expected one of {tuple(ufs)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision = {self.precision!r}: expected one of {list(PRECISIONS)}")
+
+    def for_model(self, ufs: WidthSet, sample_rate: int) -> TrainConfig:
+        """The same with budgets that a model of these UFs and this rate can be trained for.
+
+        Raises:
+            ValueError: for budgets or a ``fixed_uf`` that the UFs do not allow, or another sample rate.
+        """
+        if sample_rate != SAMPLE_RATE:
+            raise ValueError(f"sample_rate = {sample_rate} of the model: the loss supports {SAMPLE_RATE} Hz alone")
+        low, high = ufs[0] if self.budget_low is None else self.budget_low, self.budget_high
+        if not ufs[0] <= low <= high <= 1:
+            raise ValueError(f"budget_low = {low!r}, budget_high = {high!r}: expected {ufs[0]} to 1, rising")
+        if self.stage == "fixed":
+            ufs.validate(self.fixed_uf)
+        if self.ufs and tuple(self.ufs) != tuple(ufs):
+            raise ValueError(f"ufs = {self.ufs}: expected {tuple(ufs)}, those of the weights to start from")
+        return replace(self, budget_low=low)
 
     @property
     def routed(self) -> bool:

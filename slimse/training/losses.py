@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SAMPLE_RATE = 16_000
+"""Hz that the losses are made for: the bands of `PesqDistance` end at 8 kHz, and the FFT sizes are 16 to 64 ms."""
+
 
 class PesqDistance(nn.Module):
     """How many points of PESQ's raw score an estimate loses to the clean signal, by a model of it with a gradient.
@@ -20,17 +23,16 @@ class PesqDistance(nn.Module):
     Source: ITU-T P.862 and P.862.2, from the description of the method.
 
     Args:
-        sample_rate: Hz.
-        size: FFT size in samples; the hop is half of it.
+        size: FFT size in samples at 16 kHz; the hop is half of it.
 
     Shape:
         ``[B, T]`` twice to ``[B]``. Where the clean signal is silent, the result means nothing.
     """
 
-    def __init__(self, sample_rate: int = 16_000, size: int = 512) -> None:
+    def __init__(self, size: int = 512) -> None:
         super().__init__()
         self.size = size
-        frequency = torch.arange(size // 2 + 1) * (sample_rate / size)
+        frequency = torch.arange(size // 2 + 1) * (SAMPLE_RATE / size)
         bark = 26.81 * frequency / (1960 + frequency) - 0.53
         centres = torch.arange(1.0, float(bark[-1]), 0.5)
         bands = (1 - (bark - centres.unsqueeze(1)).abs() / 0.5).clamp(min=0)

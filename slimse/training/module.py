@@ -51,7 +51,8 @@ class SlimmableTraining(lightning.LightningModule):
 
     def __init__(self, config: TrainConfig, model: SlimDemucs) -> None:
         super().__init__()
-        self.config, self.model = config, model
+        self.model = model
+        self.config = config = config.for_model(model.config.ufs, model.config.sample_rate)
         self.loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level, pesq=config.pesq)
         self.routing: RoutingLoss | None = None
         model.requires_grad_(config.stage != "router")
@@ -171,8 +172,9 @@ class SlimmableTraining(lightning.LightningModule):
         if config.stage == "fixed":
             watched = {str(config.fixed_uf): config.fixed_uf}
         if config.routed:
+            assert config.budget_low is not None
             budget = min(max(0.25, config.budget_low), config.budget_high)
-            watched["auto"] = ufs_chosen = self.model.route(noisy, budget)
+            watched["router"] = ufs_chosen = self.model.route(noisy, budget)
             self.log(f"valid/uf/{budget:g}", ufs_chosen.mean(), prog_bar=True, batch_size=1)
         for name, uf in watched.items():
             enhanced = self.model(noisy, uf)
@@ -197,6 +199,7 @@ def _distance(enhanced: Tensor, teacher: Tensor, noisy: Tensor) -> Tensor:
 def _budgets(config: TrainConfig, rng: Generator, count: int) -> NDArray[np.float32]:
     """Budgets drawn evenly in octaves."""
     low, high = config.budget_low, config.budget_high
+    assert low is not None
     return np.exp(rng.uniform(np.log(low), np.log(high), count)).astype(np.float32).clip(low, high)
 
 

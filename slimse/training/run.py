@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from ..checkpoint import load, save
 from ..models import PRESETS, RouterConfig, SlimDemucs
 from ..ops import check_backend
+from ..width import WidthSet
 from .config import TrainConfig
 from .data import TrainingData
 from .module import SlimmableTraining
@@ -30,7 +31,10 @@ _CALIBRATION_ITEMS = 240
 
 def prepare(config: TrainConfig, initial: SlimDemucs | None = None) -> SlimDemucs:
     """The model that a run starts from: given, or as the recipe says, with a fresh router where one is needed."""
-    model = initial or (load(config.init) if config.init else SlimDemucs(PRESETS[config.preset]))
+    if initial is None and not config.init:
+        preset = PRESETS[config.preset]
+        initial = SlimDemucs(replace(preset, ufs=WidthSet(config.ufs)) if config.ufs else preset)
+    model = initial or load(config.init)
     if not config.routed:
         return model
     if model.router is None:
