@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from ..nn import SlimLayer
+from ..nn.context import at
 from ..ops import check_backend
 from ..width import WidthSet
 from .check import refusal, settle
-from .context import at
 from .exchange import Network, apply, calibrate, extract
 from .plan import Plan
 from .report import GroupReport, SlimmingReport, WidthReport, count_macs, report

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..nn.context import at
 from .check import run
-from .context import at
 from .exchange import extract
 from .plan import Plan
 
@@ -86,8 +86,14 @@ def _recurrent_flops(x: Any, weight_ih: Any, weight_hh: Any, *_: Any, out_val: A
 def count_macs(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Multiply-accumulates of a call."""
     rules = {torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops}
-    with FlopCounterMode(display=False, custom_mapping=rules) as counter:
-        run(network, args, kwargs)
+    # PyTorch's transformer layers may run as one operation, which its counter does not know.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=rules) as counter:
+            run(network, args, kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops()) // 2
 
 
