@@ -8,12 +8,18 @@ from contextvars import ContextVar
 
 from ..width import UF, check_uf
 
-_uf: ContextVar[UF] = ContextVar("uf", default=1.0)
+_uf: ContextVar[UF | None] = ContextVar("uf", default=None)
+
+
+def uf_around() -> UF | None:
+    """The UF of the innermost block of `at` around the caller, None outside of any."""
+    return _uf.get()
 
 
 def current_uf() -> UF:
     """The UF of the innermost block of `at` around the caller; 1 outside of any."""
-    return _uf.get()
+    uf = _uf.get()
+    return 1.0 if uf is None else uf
 
 
 @contextmanager
@@ -21,7 +27,8 @@ def at(uf: UF) -> Iterator[None]:
     """Run the slimmed networks that are called in this context at ``uf``.
 
     It holds for this thread (and asynchronous task) alone, and ends with the block. Layers that an activation
-    checkpoint runs again in the backward pass run after the block, at full width: put the checkpoint around it.
+    checkpoint inside of the block runs again in the backward pass cannot know it, and refuse: put the checkpoint
+    around the block.
 
     Args:
         uf: a number in (0, 1], or one per batch item, ``[B]``.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..ops import check_backend, slim_conv1d
 from ..width import UF, check_uf
 from .axis import Axis, Parts, joined
-from .context import current_uf
+from .context import uf_around
 
 CUTS = ("output", "input", "both")
 """Sides of a layer that a UF can cut."""
@@ -39,6 +39,8 @@ class SlimLayer(nn.Module):
     """Name in its network, for errors."""
     refusal: str = ""
     """Why the network cannot run at a tensor of UFs, or empty."""
+    narrowed: bool = False
+    """Whether it was trained at a UF below 1 by `slimse.at`."""
 
     @classmethod
     def convert(cls, layer: nn.Module, inputs: Axis, outputs: Axis, **options: Any) -> Self:
@@ -62,10 +64,25 @@ class SlimLayer(nn.Module):
         if uf is not None:
             check_uf(uf)
             return uf
-        uf = current_uf()
-        if self.refusal and isinstance(uf, Tensor):
+        uf = uf_around()
+        if uf is None:
+            # An activation checkpoint runs layers again when the block that they ran in may be over.
+            if self.narrowed and torch._C._current_graph_task_id() != -1:
+                raise ValueError(
+                    f"{self.label or type(self).__name__} runs again in a backward pass, for an activation checkpoint "
+                    "inside of a block of slimse.at: expected the checkpoint around the block"
+                )
+            return 1.0
+        if isinstance(uf, Tensor) and self.refusal:
             raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a number, as {self.refusal}")
+        if self.training and not self.narrowed:
+            self.narrowed = isinstance(uf, Tensor) or uf != 1
         return uf
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise ValueError(
+            "torch.nn.DataParallel runs a network in threads that know no UF: expected DistributedDataParallel"
+        )
 
     def _is_whole(self, uf: UF) -> bool:
         """Whether a call is one of the layer of `torch.nn`."""
@@ -166,7 +183,7 @@ def bare(kind: type[nn.Module], like: nn.Module, **replaced: Any) -> Any:
     """
     plain = kind.__new__(kind)
     nn.Module.__init__(plain)
-    own = {"inputs", "outputs", "backend", "precision", "label", "refusal", "_kept"}
+    own = {"inputs", "outputs", "backend", "precision", "label", "refusal", "narrowed", "_kept"}
     kept = {
         name: value
         for name, value in like.__dict__.items()

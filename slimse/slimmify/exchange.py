@@ -59,6 +59,7 @@ def extract(network: Network, uf: float) -> Network:
         uf: a number in (0, 1].
     """
     network = copy.deepcopy(network)
+    tied = _ties(network)
     exchanged = {layer: layer.extract(uf) for layer in network.modules() if isinstance(layer, SlimLayer)}
     for parent in list(network.modules()):
         extract_parameters(parent, uf)
@@ -67,7 +68,21 @@ def extract(network: Network, uf: float) -> Network:
                 setattr(parent, name, exchanged[child])
     network = exchanged.get(network, network)  # type: ignore[call-overload]
     network.__dict__.pop("slimming", None)
+    for first, *others in tied:
+        parameter = network.get_parameter(first)
+        for owner, _, name in (other.rpartition(".") for other in others):
+            module = network.get_submodule(owner)
+            if torch.equal(parameter, module._parameters[name]):  # type: ignore[arg-type]
+                module._parameters[name] = parameter
     return network
+
+
+def _ties(network: nn.Module) -> list[list[str]]:
+    """Names of parameters that are one and the same."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [found for found in names.values() if len(found) > 1]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..nn.context import at
+from .channels import Group
 from .check import run
 from .exchange import extract
 from .plan import Plan
@@ -102,7 +103,7 @@ def report(
 ) -> SlimmingReport:
     """The report of a network that a plan was applied to; in eval mode."""
     groups = [
-        GroupReport(tuple(group.layers), group.blocks, "" if any(group is one for one in plan.cut) else _why(group))
+        GroupReport(tuple(group.layers), group.blocks, "" if any(group is one for one in plan.cut) else why(group))
         for group in plan.channels.all_groups()
         if group.layers
     ]
@@ -115,9 +116,10 @@ def report(
     return SlimmingReport(tuple(groups), tuple(widths), tuple(plan.uncalled), refused)
 
 
-def _why(group: Any) -> str:
+def why(group: Group) -> str:
+    """Why the channels of a group stay full."""
     if group.reason:
-        return str(group.reason)
+        return group.reason
     if group.joins:
-        return f"an interface between blocks ({group.joins})"
+        return f"an interface between blocks ({group.joins}), which only cuts can choose"
     return "not chosen" if group.blocks > 1 else "one block of channels"

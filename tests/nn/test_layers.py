@@ -257,3 +257,13 @@ def test_weights_that_change_between_calls_are_seen(layer):
         )
         torch.testing.assert_close(found, expected)
     assert "_kept" not in pickle.loads(pickle.dumps(layer)).__dict__
+
+
+@pytest.mark.parametrize(("uf", "size"), [(0.14, 50), (0.07, 100), (0.1, 30), (0.3, 10)])
+def test_a_number_and_a_tensor_give_the_same_channels(uf, size):
+    layer, x = SlimLinear(4, size), torch.randn(1, 4)
+    alone = layer(x, uf=uf)
+    assert alone.shape[1] == round(uf * size)
+    mixed = layer(x, uf=torch.tensor([uf]))
+    torch.testing.assert_close(mixed[:, : alone.shape[1]], alone)
+    assert not mixed[:, alone.shape[1] :].any()
