@@ -1,6 +1,6 @@
 """Slim a Conv-TasNet and train all its widths at once, beside the same network trained at full width alone.
 
-    python examples/slim_convtasnet.py ../shared/data --steps 300
+    python examples/slim_convtasnet.py ../shared/data --steps 250
 
 DATA holds ``train/speech``, ``train/noise`` and ``valid/mixed`` with ``noisy`` and ``clean``, 16 kHz mono. The lines
 that slim the network and train it are marked; the rest is what any training has.
@@ -44,7 +44,7 @@ class Block(nn.Module):
 class ConvTasNet(nn.Module):
     """Encoder, mask, decoder, after arXiv 1809.07454; ``[B, 1, T]`` to the same, ``T`` a multiple of 16."""
 
-    def __init__(self, filters: int = 128, channels: int = 64, hidden: int = 256, blocks: int = 6) -> None:
+    def __init__(self, filters: int = 64, channels: int = 32, hidden: int = 128, blocks: int = 6) -> None:
         super().__init__()
         self.encoder = nn.Conv1d(1, filters, 32, 16, padding=8, bias=False)
         self.masker = nn.Sequential(
@@ -122,7 +122,7 @@ def score(network: nn.Module, folder: Path) -> float:
 
 def main(
     data: Path,
-    steps: Annotated[int, typer.Option(help="Of each of the two trainings, on the same mixtures.")] = 300,
+    steps: Annotated[int, typer.Option(help="Of each of the two trainings, on the same mixtures.")] = 250,
     batch: Annotated[int, typer.Option(help="Mixtures per step.")] = 4,
 ) -> None:
     """Train both networks and print what every width reaches."""
@@ -131,7 +131,7 @@ def main(
     network = slimse.slimmify(copy.deepcopy(alone), torch.randn(1, 1, 1600))  # slims it
     print(network.slimming)
     mixtures = Mixtures(data, seed=0)
-    optimizers = [torch.optim.Adam(net.parameters(), 1e-3) for net in (alone, network)]
+    optimizers = [torch.optim.Adam(net.parameters(), 2e-3) for net in (alone, network)]
     seconds = [0.0, 0.0]
     for step in range(steps):
         pair = mixtures.batch(batch)
@@ -147,12 +147,15 @@ def main(
         if step % 20 == 0:
             print(f"step {step}: {loss.item():.2f}", flush=True)
     folder = data / "valid" / "mixed"
-    print(f"\nSI-SDR in dB, first 4 s of each mixture of {folder}; noisy {score(nn.Identity(), folder):.2f}")
-    print(f"trained at full width alone: {score(alone, folder):.2f} ({seconds[0]:.0f} s)")
-    print(f"all widths of one network ({seconds[1]:.0f} s):")
-    for width in network.slimming.widths:
+    print(f"\nSI-SDR of the first 4 s of each mixture of {folder}, {steps} steps of {batch} mixtures each\n")
+    print("| network | MACs of 0.1 s | SI-SDR, dB | seconds of training |\n| --- | ---: | ---: | ---: |")
+    print(f"| none: the noisy signal | | {score(nn.Identity(), folder):.2f} | |")
+    widths = network.slimming.widths
+    print(f"| trained at full width alone | {widths[-1].macs:,} | {score(alone, folder):.2f} | {seconds[0]:.0f} |")
+    for width in widths:
         with slimse.at(width.uf):
-            print(f"UF {width.uf:<6g} {score(network, folder):6.2f}   {width.macs:,} MACs per 0.1 s")
+            quality = score(network, folder)
+        print(f"| slimmed, UF {width.uf:g} | {width.macs:,} | {quality:.2f} | {seconds[1]:.0f} for all |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..width import UF, check_uf
+from ..width import UF
 from .axis import Axis
 from .layers import SlimLayer, bare
 
@@ -61,16 +61,15 @@ class SlimMultiheadAttention(SlimLayer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
         *,
-        uf: UF = 1.0,
+        uf: UF | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Run at ``uf``: a number in (0, 1], or ``[B]``; the rest as in `torch.nn.MultiheadAttention`."""
-        check_uf(uf)
+        uf = self._resolve(uf)
         masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
         shown: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
-        whole = self.heads.size == self.embed_dim and (
-            not self.heads.is_cut or (not isinstance(uf, Tensor) and uf == 1)
-        )
-        if whole:
+        if not self.heads.is_cut:
+            uf = 1.0
+        if self.heads.size == self.embed_dim and self._is_whole(uf):
             return nn.MultiheadAttention.forward(self, query, key, value, **masks, **shown)
         single = query.ndim == 2
         batched = [

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..width import UF, channels
+
+Parts: TypeAlias = "Tensor | tuple[int, list[Parts]] | None"
+"""Views of a tensor, or an axis and the views that follow one another along it; None for no tensor."""
+
+
+def joined(parts: Parts) -> Tensor | None:
+    """One tensor of all parts: itself where there is one, otherwise a copy."""
+    if isinstance(parts, tuple):
+        return torch.cat([part for part in map(joined, parts[1]) if part is not None], parts[0])
+    return parts
 
 
 class Segment(NamedTuple):
@@ -55,16 +65,22 @@ class Axis(tuple[Segment, ...]):
         """Active channels in all at one UF."""
         return sum(int(segment.active(uf)) for segment in self)
 
+    def parts(self, of: Parts, dim: int, uf: float) -> Parts:
+        """Views of the active entries of a tensor, or of parts of it along another axis, along ``dim``."""
+        if of is None or not self.is_cut or uf == 1:
+            return of
+        if isinstance(of, tuple):
+            return of[0], [self.parts(part, dim, uf) for part in of[1]]
+        if len(self) == 1:
+            return of.narrow(dim, 0, int(self[0].active(uf)))
+        views = zip(of.split([segment.size for segment in self], dim), self, strict=True)
+        return dim, [view.narrow(dim, 0, int(segment.active(uf))) for view, segment in views]
+
     def narrow(self, tensor: Tensor, dim: int, uf: float) -> Tensor:
         """The active entries of ``tensor`` along ``dim``: a view where they are a prefix, otherwise a copy."""
-        if not self.is_cut or uf == 1:
-            return tensor
-        if len(self) == 1:
-            return tensor.narrow(dim, 0, int(self[0].active(uf)))
-        parts = tensor.split([segment.size for segment in self], dim)
-        return torch.cat(
-            [part.narrow(dim, 0, int(segment.active(uf))) for part, segment in zip(parts, self, strict=True)], dim
-        )
+        narrow = joined(self.parts(tensor, dim, uf))
+        assert narrow is not None, "a tensor has parts"
+        return narrow
 
     def take(self, x: Tensor, dim: int, uf: float) -> Tensor:
         """The active channels of an activation that has all of them, or those alone.

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..width import UF, check_uf
-from .axis import Axis
+from ..width import UF
+from .axis import Axis, Parts
 from .layers import SlimLayer, bare
 
 NARROW = ("narrow_mean", "narrow_var", "narrow_batches")
@@ -79,24 +79,30 @@ class _SlimBatchNorm(SlimLayer):
     def _expected(self) -> str:
         return f"expected one of {(*self.ufs, 1.0)}, the ufs that it was made for"
 
-    def _affine(self, uf: float) -> list[Tensor | None]:
-        return [None if p is None else self.inputs.narrow(p, 0, uf) for p in (self.weight, self.bias)]
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        affine = [self.inputs.parts(parameter, 0, uf) for parameter in (self.weight, self.bias)]
+        if not self.track_running_stats:
+            return *affine, None, None
+        if uf == 1:
+            return *affine, self.running_mean, self.running_var
+        row = self._row(uf)
+        return *affine, *(self.inputs.parts(self.get_buffer(name)[row], 0, uf) for name in NARROW[:2])
 
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def _sources(self) -> list[Tensor | None]:
+        return [*self._parameters.values(), *self._buffers.values()]
+
+    def forward(self, input: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``: 1 or one of ``ufs``; in eval mode also a tensor of such, ``[B]``, or ``[B, T]``."""
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return self.plain.forward(self, input)  # type: ignore[no-any-return]
         if isinstance(uf, Tensor):
             return self._ragged(input, uf)
-        x, (weight, bias) = self.inputs.take(input, 1, uf), self._affine(uf)
-        if uf == 1 or not self.track_running_stats:
-            if uf == 1:
-                return self.plain.forward(self, x)
-            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
-        row = self._row(uf)
-        mean, var = (self.inputs.narrow(self.get_buffer(name)[row], 0, uf) for name in NARROW[:2])
-        if not self.training:
-            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-        batches = self.get_buffer(NARROW[2])
+        count, (weight, bias, mean, var) = self._active(uf)
+        x = input if input.shape[1] == count else self.inputs.take(input, 1, uf)
+        if not self.training or mean is None:
+            return F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
+        row, batches = self._row(uf), self.get_buffer(NARROW[2])
         batches[row] += 1
         share = 1 / float(batches[row]) if self.momentum is None else self.momentum
         mean, var = mean.clone(), var.clone()
@@ -143,16 +149,11 @@ class _SlimBatchNorm(SlimLayer):
 
     def extract(self, uf: float) -> Any:
         """One width as a layer of `torch.nn` of its own, with its own statistics."""
-        weight, bias = self._affine(uf)
-        replaced: dict[str, Any] = {"weight": weight, "bias": bias, "num_features": self.inputs.count(uf)}
+        count, (weight, bias, mean, var) = self._active(uf)
+        replaced: dict[str, Any] = {"weight": weight, "bias": bias, "num_features": count}
         if self.track_running_stats and uf != 1:
-            row = self._row(uf)
-            mean, var, batches = (self.get_buffer(name)[row] for name in NARROW)
-            replaced |= {
-                "running_mean": self.inputs.narrow(mean, 0, uf),
-                "running_var": self.inputs.narrow(var, 0, uf),
-                "num_batches_tracked": batches,
-            }
+            batches = self.get_buffer(NARROW[2])[self._row(uf)]
+            replaced |= {"running_mean": mean, "running_var": var, "num_batches_tracked": batches}
         plain = bare(self.plain, self, **replaced)
         for name in NARROW:
             plain._buffers.pop(name, None)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import slim_conv1d, slim_conv_transpose1d
-from ..width import UF, check_uf
+from ..width import UF
+from .axis import Parts
 from .layers import SlimLayer, bare
 
 
@@ -32,34 +33,39 @@ class _SlimConv(SlimLayer):
         self.plain.__init__(self, *args, **kwargs)
         self._choose(self.in_channels, self.out_channels, cut, backend, precision)
 
-    def _narrow(self, uf: float) -> tuple[Tensor, Tensor | None, int]:
-        """Active part of weight and bias, and the active groups."""
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
         rows, columns = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
-        weight, groups = rows.narrow(self.weight, 0, uf), self.groups
-        if groups == 1:
-            weight = columns.narrow(weight, 1, uf)
-        else:
-            # The second axis has the channels of one group; a UF leaves whole groups.
-            groups = groups * self.inputs.count(uf) // self.inputs.size
-        return weight, None if self.bias is None else self.outputs.narrow(self.bias, 0, uf), groups
+        weight = rows.parts(self.weight, 0, uf)
+        if self.groups == 1:
+            # With groups, the second axis has the channels of one of them; a UF leaves whole groups.
+            weight = columns.parts(weight, 1, uf)
+        return weight, self.outputs.parts(self.bias, 0, uf)
+
+    def _groups(self, count: int) -> int:
+        """Active groups of an input with so many active channels."""
+        return 1 if self.groups == 1 else self.groups * count // self.inputs.size
 
     def extract(self, uf: float) -> Any:
         """One width as a layer of `torch.nn` of its own, with copies of the weights that it needs."""
-        weight, bias, groups = self._narrow(uf)
+        count, (weight, bias) = self._active(uf)
+        groups = self._groups(count)
         rows, columns = weight.shape[0], weight.shape[1] * groups
         k_in, k_out = (rows, columns) if self.transposed else (columns, rows)
         sizes = {"in_channels": k_in, "out_channels": k_out, "groups": groups}
         return bare(self.plain, self, **sizes, weight=weight, bias=bias)
 
-    def _run(self, input: Tensor, uf: UF, *options: Any) -> Tensor:
+    def _run(self, input: Tensor, uf: UF | None, *options: Any) -> Tensor:
         """Run at ``uf`` with the options of the call."""
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return self.plain.forward(self, input, *options)  # type: ignore[no-any-return]
         if input.ndim == self.weight.ndim - 1:
             return self._run(input.unsqueeze(0), uf, *options)[0]
         if not isinstance(uf, Tensor):
-            x = self.inputs.take(input, 1, uf)
+            count, (weight, bias) = self._active(uf)
+            x = input if input.shape[1] == count else self.inputs.take(input, 1, uf)
             convolve = self._on_op if self.backend == "triton" and self._fits_op else self._convolve
-            return convolve(x, *self._narrow(uf), *options)
+            return convolve(x, weight, bias, self._groups(count), *options)
         if self._fits_op and self._on_kernels(input):
             return self._on_op(input, self.weight, self.bias, 1, *options, uf=uf)
         out = self._convolve(self.inputs.silence(input, 1, uf), self.weight, self.bias, self.groups, *options)
@@ -88,7 +94,7 @@ class _Convolution(_SlimConv):
     padding_mode: Any
     _reversed_padding_repeated_twice: list[int]
 
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def forward(self, input: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``: a number in (0, 1], ``[B]``, or in one dimension one per position of the side that is cut."""
         return self._run(input, uf)
 
@@ -126,7 +132,7 @@ class _TransposedConvolution(_SlimConv):
     padding: Any
     kernel_size: tuple[int, ...]
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None, *, uf: UF = 1.0) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``, see `SlimConv1d`; ``output_size`` as in `torch.nn`."""
         return self._run(input, uf, output_size)
 

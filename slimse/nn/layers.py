@@ -2,11 +2,13 @@
 
 Each is a subclass of its namesake with the same parameters, `state_dict` and result at full width, and has two `Axis`
 more: what of its input and of its output a UF cuts. At a UF that is a number, a layer computes on views of the active
-part of its weights with PyTorch's own operations. At a tensor of UFs it leaves zeros in inactive channels.
+part of its weights with PyTorch's own operations. At a tensor of UFs it leaves zeros in inactive channels. A call that
+is given no UF runs at that of the block of `slimse.at` around it, at full width outside of any.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -15,10 +17,15 @@ from torch import Tensor, nn
 
 from ..ops import check_backend, slim_conv1d
 from ..width import UF, check_uf
-from .axis import Axis
+from .axis import Axis, Parts, joined
+from .context import uf_around
 
 CUTS = ("output", "input", "both")
 """Sides of a layer that a UF can cut."""
+_HAVE_PLACES = (nn.Parameter, Tensor)
+"""Types of tensors that can be asked where they lie; those that compilers and function transforms put in cannot."""
+_MOST_KEPT = 16
+"""UFs of which a layer keeps views."""
 
 
 class SlimLayer(nn.Module):
@@ -32,6 +39,8 @@ class SlimLayer(nn.Module):
     """Name in its network, for errors."""
     refusal: str = ""
     """Why the network cannot run at a tensor of UFs, or empty."""
+    narrowed: bool = False
+    """Whether it was trained at a UF below 1 by `slimse.at`."""
 
     @classmethod
     def convert(cls, layer: nn.Module, inputs: Axis, outputs: Axis, **options: Any) -> Self:
@@ -49,6 +58,74 @@ class SlimLayer(nn.Module):
         for name, value in options.items():
             setattr(slim, name, value)
         return slim
+
+    def _resolve(self, uf: UF | None) -> UF:
+        """The UF of a call: the one that it is given, or that of the block around it."""
+        if uf is not None:
+            check_uf(uf)
+            return uf
+        uf = uf_around()
+        if uf is None:
+            # An activation checkpoint runs layers again when the block that they ran in may be over.
+            if self.narrowed and torch._C._current_graph_task_id() != -1:
+                raise ValueError(
+                    f"{self.label or type(self).__name__} runs again in a backward pass, for an activation checkpoint "
+                    "inside of a block of slimse.at: expected the checkpoint around the block"
+                )
+            return 1.0
+        if isinstance(uf, Tensor) and self.refusal:
+            raise ValueError(f"uf has shape {tuple(uf.shape)}: expected a number, as {self.refusal}")
+        if self.training and not self.narrowed:
+            self.narrowed = isinstance(uf, Tensor) or uf != 1
+        return uf
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise ValueError(
+            "torch.nn.DataParallel runs a network in threads that know no UF: expected DistributedDataParallel"
+        )
+
+    def _is_whole(self, uf: UF) -> bool:
+        """Whether a call is one of the layer of `torch.nn`."""
+        return not isinstance(uf, Tensor) and uf == 1 and self.backend != "triton"
+
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        """Views of the active part of every parameter."""
+        raise TypeError(f"{type(self).__name__} must define _parts")
+
+    def _sources(self) -> list[Tensor | None]:
+        """The tensors that `_parts` gives views of."""
+        return [*self._parameters.values()]
+
+    def _active(self, uf: float) -> tuple[int, list[Any]]:
+        """Active channels of the input, and the active part of every parameter, at one UF.
+
+        The views are kept from call to call, as making them takes as long as a small layer. They are made anew
+        where gradients are recorded, under a compiler, and for parameters that lie elsewhere than before.
+        """
+        places: list[int] = []
+        usable = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        for source in self._sources() if usable else ():
+            if type(source) in _HAVE_PLACES:
+                places.append(source.data_ptr())  # type: ignore[union-attr]
+            elif source is not None:
+                usable = False
+        if not usable:
+            return self.inputs.count(uf), [joined(parts) for parts in self._parts(uf)]
+        kept = self.__dict__.setdefault("_kept", {})
+        found = kept.get(uf)
+        if found is None or found[0] != places:
+            if len(kept) >= _MOST_KEPT:
+                kept.clear()
+            found = kept[uf] = places, self.inputs.count(uf), self._parts(uf)
+        return found[1], [joined(parts) for parts in found[2]]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.__dict__.pop("_kept", None)
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the views that are kept."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_kept"}  # type: ignore[misc]
 
     def _choose(self, inputs: int, outputs: int, cut: str, backend: str, precision: str) -> None:
         """Check and keep the options that `torch.nn` does not have."""
@@ -106,7 +183,7 @@ def bare(kind: type[nn.Module], like: nn.Module, **replaced: Any) -> Any:
     """
     plain = kind.__new__(kind)
     nn.Module.__init__(plain)
-    own = {"inputs", "outputs", "backend", "precision", "label", "refusal"}
+    own = {"inputs", "outputs", "backend", "precision", "label", "refusal", "narrowed", "_kept"}
     kept = {
         name: value
         for name, value in like.__dict__.items()
@@ -154,23 +231,25 @@ class SlimLinear(SlimLayer, nn.Linear):
         nn.Linear.__init__(self, *args, **kwargs)
         self._choose(self.in_features, self.out_features, cut, backend, precision)
 
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def forward(self, input: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``: a number in (0, 1], ``[B]`` or ``[B, T]``."""
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return nn.Linear.forward(self, input)
         if isinstance(uf, Tensor):
             return self._ragged(input, uf)
-        x = self.inputs.take(input, -1, uf)
-        weight, bias = self._weights(uf)
+        count, (weight, bias) = self._active(uf)
+        x = input if input.shape[-1] == count else self.inputs.take(input, -1, uf)
         if self.backend != "triton":
             return F.linear(x, weight, bias)
         items = x.reshape(1, -1, x.shape[-1])
         packed = weight.unsqueeze(1).contiguous()
-        out = slim_conv1d(items, packed, bias, weight.shape[1], weight.shape[0], **self._options)
+        out: Tensor = slim_conv1d(items, packed, bias, weight.shape[1], weight.shape[0], **self._options)
         return out.reshape(*x.shape[:-1], weight.shape[0])
 
-    def _weights(self, uf: float) -> tuple[Tensor, Tensor | None]:
-        weight = self.inputs.narrow(self.outputs.narrow(self.weight, 0, uf), 1, uf)
-        return weight, None if self.bias is None else self.outputs.narrow(self.bias, 0, uf)
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        weight = self.inputs.parts(self.outputs.parts(self.weight, 0, uf), 1, uf)
+        return weight, self.outputs.parts(self.bias, 0, uf)
 
     def _ragged(self, input: Tensor, uf: Tensor) -> Tensor:
         if input.ndim < 2:
@@ -183,7 +262,7 @@ class SlimLinear(SlimLayer, nn.Linear):
 
     def extract(self, uf: float) -> nn.Linear:
         """One width as a `torch.nn.Linear` of its own, with copies of the weights that it needs."""
-        weight, bias = self._weights(uf)
+        _, (weight, bias) = self._active(uf)
         return bare(
             nn.Linear, self, in_features=weight.shape[1], out_features=weight.shape[0], weight=weight, bias=bias
         )
@@ -204,18 +283,23 @@ class SlimEmbedding(SlimLayer, nn.Embedding):
         nn.Embedding.__init__(self, *args, **kwargs)
         self._choose(1, self.embedding_dim, "output", "auto", "ieee")
 
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def forward(self, input: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``: a number in (0, 1], ``[B]``, or ``[B, T]`` for an input ``[B, T]``."""
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return nn.Embedding.forward(self, input)
         if isinstance(uf, Tensor):
             return self.outputs.silence(nn.Embedding.forward(self, input), -1, uf)
-        weight = self.outputs.narrow(self.weight, 1, uf)
+        _, (weight,) = self._active(uf)
         options = (self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse)
         return F.embedding(input, weight, *options)
 
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        return (self.outputs.parts(self.weight, 1, uf),)
+
     def extract(self, uf: float) -> nn.Embedding:
         """One width as a `torch.nn.Embedding` of its own, with copies of the weights that it needs."""
-        weight = self.outputs.narrow(self.weight, 1, uf)
+        _, (weight,) = self._active(uf)
         return bare(nn.Embedding, self, embedding_dim=weight.shape[1], weight=weight)
 
 
@@ -234,14 +318,18 @@ class SlimPReLU(SlimLayer, nn.PReLU):
         nn.PReLU.__init__(self, *args, **kwargs)
         self._choose(self.num_parameters, self.num_parameters, "both", "auto", "ieee")
 
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def forward(self, input: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``; a tensor of any shape, as every channel is worked on alone."""
-        check_uf(uf)
-        if isinstance(uf, Tensor):
+        uf = self._resolve(uf)
+        if isinstance(uf, Tensor) or self._is_whole(uf):
             return nn.PReLU.forward(self, input)
-        return F.prelu(self.inputs.take(input, 1, uf), self.inputs.narrow(self.weight, 0, uf))
+        count, (weight,) = self._active(uf)
+        return F.prelu(input if input.shape[1] == count else self.inputs.take(input, 1, uf), weight)
+
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        return (self.inputs.parts(self.weight, 0, uf),)
 
     def extract(self, uf: float) -> nn.PReLU:
         """One width as a `torch.nn.PReLU` of its own."""
-        weight = self.inputs.narrow(self.weight, 0, uf)
+        _, (weight,) = self._active(uf)
         return bare(nn.PReLU, self, num_parameters=len(weight), weight=weight)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..width import UF, check_uf
-from .axis import Axis
+from ..width import UF
+from .axis import Axis, Parts
 from .layers import SlimLayer, bare
 
 
@@ -18,10 +18,6 @@ def _per_item(layer: SlimLayer, x: Tensor, uf: Tensor, why: str) -> None:
     if uf.ndim != 1 or uf.shape[0] != x.shape[0]:
         expected = f"expected a number or [{x.shape[0]}]: {why}"
         raise ValueError(f"uf has shape {tuple(uf.shape)} at a {type(layer).__name__}: {expected}")
-
-
-def _optional(axis: Axis, tensor: Tensor | None, dim: int, uf: float) -> Tensor | None:
-    return None if tensor is None else axis.narrow(tensor, dim, uf)
 
 
 class _FeatureNorm(SlimLayer):
@@ -38,12 +34,12 @@ class _FeatureNorm(SlimLayer):
         size = self.normalized_shape[-1]
         self._choose(size, size, "both", "auto", "ieee")
 
-    def _narrow(self, uf: float) -> dict[str, Tensor | None]:
-        return {name: _optional(self.inputs, p, self.dim, uf) for name, p in self._parameters.items()}
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        return tuple(self.inputs.parts(parameter, self.dim, uf) for parameter in self._parameters.values())
 
-    def _shape(self, uf: float) -> tuple[int, ...]:
+    def _shape(self, count: int) -> tuple[int, ...]:
         shape = list(self.normalized_shape)
-        shape[self.dim] = self.inputs.count(uf)
+        shape[self.dim] = count
         return tuple(shape)
 
     def _moments(self, x: Tensor, uf: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +56,10 @@ class _FeatureNorm(SlimLayer):
 
     def extract(self, uf: float) -> Any:
         """One width as a layer of `torch.nn` of its own."""
-        return bare(self.plain, self, normalized_shape=self._shape(uf), **self._narrow(uf))
+        count, narrow = self._active(uf)
+        return bare(
+            self.plain, self, normalized_shape=self._shape(count), **dict(zip(self._parameters, narrow, strict=True))
+        )
 
 
 class SlimLayerNorm(_FeatureNorm, nn.LayerNorm):
@@ -77,12 +76,15 @@ class SlimLayerNorm(_FeatureNorm, nn.LayerNorm):
 
     plain = nn.LayerNorm
 
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def forward(self, input: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``."""
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return nn.LayerNorm.forward(self, input)
         if not isinstance(uf, Tensor):
-            x, narrow = self.inputs.take(input, self.dim, uf), self._narrow(uf)
-            return F.layer_norm(x, self._shape(uf), narrow["weight"], narrow["bias"], self.eps)
+            count, (weight, bias) = self._active(uf)
+            x = input if input.shape[self.dim] == count else self.inputs.take(input, self.dim, uf)
+            return F.layer_norm(x, self._shape(count), weight, bias, self.eps)
         x, counts = self._moments(input, uf)
         mean = x.sum(self._axes(), keepdim=True) / counts
         centred = self.inputs.silence(x - mean, self.dim, uf)
@@ -102,12 +104,15 @@ class SlimRMSNorm(_FeatureNorm, nn.RMSNorm):
 
     plain = nn.RMSNorm
 
-    def forward(self, x: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def forward(self, x: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``."""
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return nn.RMSNorm.forward(self, x)
         if not isinstance(uf, Tensor):
-            active = self.inputs.take(x, self.dim, uf)
-            return F.rms_norm(active, self._shape(uf), self._narrow(uf)["weight"], self.eps)
+            count, (weight,) = self._active(uf)
+            active = x if x.shape[self.dim] == count else self.inputs.take(x, self.dim, uf)
+            return F.rms_norm(active, self._shape(count), weight, self.eps)
         x, counts = self._moments(x, uf)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         out = x * (x.square().sum(self._axes(), keepdim=True) / counts + eps).rsqrt()
@@ -131,16 +136,21 @@ class SlimGroupNorm(SlimLayer, nn.GroupNorm):
         if self.num_groups > 1:
             self.inputs = self.outputs = Axis.of(self.num_channels, blocks=self.num_groups)
 
-    def _groups(self, uf: float) -> int:
-        return 1 if self.num_groups == 1 else self.num_groups * self.inputs.count(uf) // self.inputs.size
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        return tuple(self.inputs.parts(parameter, 0, uf) for parameter in (self.weight, self.bias))
 
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def _groups(self, count: int) -> int:
+        return 1 if self.num_groups == 1 else self.num_groups * count // self.inputs.size
+
+    def forward(self, input: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``: a number in (0, 1] or ``[B]``."""
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return nn.GroupNorm.forward(self, input)
         if not isinstance(uf, Tensor):
-            x = self.inputs.take(input, 1, uf)
-            weight, bias = (_optional(self.inputs, tensor, 0, uf) for tensor in (self.weight, self.bias))
-            return F.group_norm(x, self._groups(uf), weight, bias, self.eps)
+            count, (weight, bias) = self._active(uf)
+            x = input if input.shape[1] == count else self.inputs.take(input, 1, uf)
+            return F.group_norm(x, self._groups(count), weight, bias, self.eps)
         _per_item(self, input, uf, "its statistics run over all positions")
         if self.num_groups > 1:
             return self.inputs.silence(nn.GroupNorm.forward(self, input), 1, uf)
@@ -156,9 +166,9 @@ class SlimGroupNorm(SlimLayer, nn.GroupNorm):
 
     def extract(self, uf: float) -> nn.GroupNorm:
         """One width as a `torch.nn.GroupNorm` of its own."""
-        narrow = {name: _optional(self.inputs, tensor, 0, uf) for name, tensor in self._parameters.items()}
-        sizes = {"num_channels": self.inputs.count(uf), "num_groups": self._groups(uf)}
-        return bare(nn.GroupNorm, self, **sizes, **narrow)
+        count, (weight, bias) = self._active(uf)
+        sizes = {"num_channels": count, "num_groups": self._groups(count)}
+        return bare(nn.GroupNorm, self, **sizes, weight=weight, bias=bias)
 
 
 class _SlimInstanceNorm(SlimLayer):
@@ -176,22 +186,25 @@ class _SlimInstanceNorm(SlimLayer):
             raise ValueError("track_running_stats = True: expected False, as statistics are taken from each item")
         self._choose(self.num_features, self.num_features, "both", "auto", "ieee")
 
-    def _narrow(self, uf: float) -> dict[str, Tensor | None]:
-        return {name: _optional(self.inputs, tensor, 0, uf) for name, tensor in self._parameters.items()}
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        return tuple(self.inputs.parts(parameter, 0, uf) for parameter in (self.weight, self.bias))
 
-    def forward(self, input: Tensor, *, uf: UF = 1.0) -> Tensor:
+    def forward(self, input: Tensor, *, uf: UF | None = None) -> Tensor:
         """Run at ``uf``: a number in (0, 1] or ``[B]``."""
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return self.plain.forward(self, input)  # type: ignore[no-any-return]
         if isinstance(uf, Tensor):
             _per_item(self, input, uf, "its statistics run over all positions")
             out = F.instance_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
             return self.inputs.silence(out, 1, uf)
-        x, narrow = self.inputs.take(input, 1, uf), self._narrow(uf)
-        return F.instance_norm(x, None, None, narrow["weight"], narrow["bias"], True, 0.0, self.eps)
+        _, (weight, bias) = self._active(uf)
+        return F.instance_norm(self.inputs.take(input, 1, uf), None, None, weight, bias, True, 0.0, self.eps)
 
     def extract(self, uf: float) -> Any:
         """One width as a layer of `torch.nn` of its own."""
-        return bare(self.plain, self, num_features=self.inputs.count(uf), **self._narrow(uf))
+        count, (weight, bias) = self._active(uf)
+        return bare(self.plain, self, num_features=count, weight=weight, bias=bias)
 
 
 class SlimInstanceNorm1d(_SlimInstanceNorm, nn.InstanceNorm1d):

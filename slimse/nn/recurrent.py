@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..ops import check_backend, slim_gru, slim_lstm
-from ..width import UF, check_uf
-from .axis import Axis, Segment
+from ..width import UF
+from .axis import Axis, Parts, Segment
 from .layers import SlimLayer, bare
 
 
@@ -42,7 +42,7 @@ class _SlimRNN(SlimLayer):
         """1, or 2 if the layer also runs backwards."""
         return 2 if self.bidirectional else 1
 
-    def forward(self, input: Tensor, hx: Any = None, *, uf: UF = 1.0) -> tuple[Tensor, Any]:
+    def forward(self, input: Tensor, hx: Any = None, *, uf: UF | None = None) -> tuple[Tensor, Any]:
         """Run all steps at ``uf``.
 
         Args:
@@ -57,7 +57,9 @@ class _SlimRNN(SlimLayer):
         Raises:
             ValueError: for a packed sequence, or an input, state or ``uf`` that does not fit.
         """
-        check_uf(uf)
+        uf = self._resolve(uf)
+        if self._is_whole(uf):
+            return self.plain.forward(self, input, hx)  # type: ignore[no-any-return]
         if isinstance(input, nn.utils.rnn.PackedSequence):
             raise ValueError("input is a PackedSequence: expected a padded tensor")
         x = input if isinstance(uf, Tensor) else self.inputs.take(input, -1, uf)
@@ -71,13 +73,14 @@ class _SlimRNN(SlimLayer):
             out, after = self.forward(input.unsqueeze(batch_axis), self._state(many) if parts else None, uf=uf)
             single = tuple(part.squeeze(1) for part in (after if isinstance(after, tuple) else (after,)))
             return out.squeeze(batch_axis), self._state(single)
-        if not parts:
-            batch = x.shape[0 if self.batch_first else 1]
-            zeros = x.new_zeros(self.num_layers * self.directions, batch, self.hidden_size)
-            parts = (zeros,) * (2 if self.gates == 4 else 1)
         if isinstance(uf, Tensor) or self.backend == "triton":
-            return self._on_ops(x, parts, uf)
+            return self._on_ops(x, parts or self._zeros(x, self.hidden_size), uf)
         return self._native(x, parts, uf)
+
+    def _zeros(self, x: Tensor, units: int) -> tuple[Tensor, ...]:
+        """The state before a signal."""
+        zeros = x.new_zeros(self.num_layers * self.directions, x.shape[0 if self.batch_first else 1], units)
+        return (zeros,) * (2 if self.gates == 4 else 1)
 
     def _units(self, uf: UF) -> Any:
         """Active units of each direction: a number, or int64 of the shape of ``uf``."""
@@ -106,34 +109,35 @@ class _SlimRNN(SlimLayer):
         suffixes = ("", "_reverse")[: self.directions]
         return [(layer, f"_l{layer}{suffix}") for layer in range(self.num_layers) for suffix in suffixes]
 
-    def _weights(self, uf: float) -> list[Tensor]:
-        """The active part of all weights and biases, in the order of `torch.nn`."""
-        k, weights = self._units(uf), []
+    def _parts(self, uf: float) -> tuple[Parts, ...]:
+        """Views of the active weights and biases, in the order of `torch.nn`; their first axis is of gates."""
+        k, found = self._units(uf), list[Parts]()
         for layer, suffix in self._layers():
-            below = self.outputs if layer else self.inputs
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]:
-                tensor = getattr(self, name + suffix)
-                if k < self.hidden_size or below.is_cut:
-                    rows = tensor.unflatten(0, (self.gates, self.hidden_size))[:, :k]
-                    if name == "weight_ih":
-                        rows = below.narrow(rows, 2, uf)
-                    elif name == "weight_hh":
-                        rows = rows[..., :k]
-                    tensor = rows.flatten(0, 1)
-                weights.append(tensor)
-        return weights
+                rows = getattr(self, name + suffix).unflatten(0, (self.gates, self.hidden_size)).narrow(1, 0, k)
+                if name == "weight_ih":
+                    found.append((self.outputs if layer else self.inputs).parts(rows, 2, uf))
+                else:
+                    found.append(rows.narrow(2, 0, k) if name == "weight_hh" else rows)
+        return tuple(found)
+
+    def _weights(self, uf: float) -> list[Tensor]:
+        """The active part of all weights and biases, as `torch.nn` has them."""
+        return [rows.flatten(0, 1) for rows in self._active(uf)[1]]
 
     def _native(self, x: Tensor, parts: tuple[Tensor, ...], uf: float) -> tuple[Tensor, Any]:
         """PyTorch's own recurrence on the active units."""
         k = self._units(uf)
-        active = tuple(part[..., :k].contiguous() for part in parts)
+        active = tuple(part[..., :k].contiguous() for part in parts) or self._zeros(x, k)
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, self.batch_first)
         if self.gates == 4:
             out, *new = torch.lstm(x, active, self._weights(uf), *options)
         else:
             out, *new = torch.gru(x, active[0], self._weights(uf), *options)
-        if k < self.hidden_size:
+        if parts and k < self.hidden_size:
             new = [torch.cat([part, old[..., k:]], -1) for part, old in zip(new, parts, strict=True)]
+        elif k < self.hidden_size:
+            new = [nn.functional.pad(part, (0, self.hidden_size - k)) for part in new]
         return out, self._state(tuple(new))
 
     def _on_ops(self, x: Tensor, parts: tuple[Tensor, ...], uf: UF) -> tuple[Tensor, Any]:

@@ -13,13 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from ..nn import SlimLayer
+from ..nn.context import at
 from ..ops import check_backend
 from ..width import WidthSet
 from .check import refusal, settle
-from .context import at
 from .exchange import Network, apply, calibrate, extract
 from .plan import Plan
-from .report import GroupReport, SlimmingReport, WidthReport, count_macs, report
+from .report import GroupReport, SlimmingReport, WidthReport, count_macs, report, why
 
 __all__ = [
     "GroupReport",
@@ -88,9 +88,7 @@ def slimmify(
             plan.choose(network, cuts)
         settle(network, plan, example, widths, chosen=cuts is not None, **options)
         if not plan.cut:
-            reasons = [
-                f"{', '.join(g.layers[:2])}: {g.reason or g.joins}" for g in plan.channels.all_groups() if g.layers
-            ]
+            reasons = [f"{', '.join(g.layers[:2])}: {why(g)}" for g in plan.channels.all_groups() if g.layers]
             raise ValueError(f"nothing can be cut: {'; '.join(reasons[:8]) or 'it has no layer of a known type'}")
         apply(network, plan, ufs=widths, **options)
         refused = refusal(network, plan, example, widths)

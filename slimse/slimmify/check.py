@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..nn.context import at
 from .channels import Group, describe
-from .context import at
 from .exchange import apply, extract
 from .plan import Plan
 

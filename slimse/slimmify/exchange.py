@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import SlimBatchNorm1d, SlimBatchNorm2d, SlimLayer
-from .context import Cuts, at, extract_parameters, give_uf, slice_parameters
+from ..nn.context import at
+from .context import SHORT_CUTS, Appearance, Cuts, extract_parameters, slice_parameters
 from .leaves import convert
 from .plan import Plan
 
@@ -37,9 +38,15 @@ def apply(network: nn.Module, plan: Plan, *, ufs: tuple[float, ...], **options: 
         # What comes into a batch norm has another distribution at every width, whether it is cut or not.
         if name in axes or (type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d) and axes):
             convert(layer, axes.get(name, {}), label=name, ufs=ufs, **options)
-            layer.register_forward_pre_hook(give_uf, with_kwargs=True)
-    for owner in {*parameters, *plan.counts}:
-        slice_parameters(layers[owner], parameters.get(owner, {}), plan.counts.get(owner, {}))
+    switches = {
+        name: switches
+        for name, module in layers.items()
+        for kind, switches in SHORT_CUTS.items()
+        if isinstance(module, kind) and any(isinstance(layer, SlimLayer) for layer in module.modules())
+    }
+    for owner in {*parameters, *plan.counts, *switches}:
+        seen = Appearance(parameters.get(owner, {}), plan.counts.get(owner, {}), switches.get(owner, ()))
+        slice_parameters(layers[owner], seen)
 
 
 def extract(network: Network, uf: float) -> Network:
@@ -52,6 +59,7 @@ def extract(network: Network, uf: float) -> Network:
         uf: a number in (0, 1].
     """
     network = copy.deepcopy(network)
+    tied = _ties(network)
     exchanged = {layer: layer.extract(uf) for layer in network.modules() if isinstance(layer, SlimLayer)}
     for parent in list(network.modules()):
         extract_parameters(parent, uf)
@@ -60,7 +68,21 @@ def extract(network: Network, uf: float) -> Network:
                 setattr(parent, name, exchanged[child])
     network = exchanged.get(network, network)  # type: ignore[call-overload]
     network.__dict__.pop("slimming", None)
+    for first, *others in tied:
+        parameter = network.get_parameter(first)
+        for owner, _, name in (other.rpartition(".") for other in others):
+            module = network.get_submodule(owner)
+            if torch.equal(parameter, module._parameters[name]):  # type: ignore[arg-type]
+                module._parameters[name] = parameter
     return network
+
+
+def _ties(network: nn.Module) -> list[list[str]]:
+    """Names of parameters that are one and the same."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [found for found in names.values() if len(found) > 1]
 
 
 @torch.no_grad()

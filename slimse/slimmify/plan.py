@@ -33,6 +33,7 @@ class Plan:
     """
 
     def __init__(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _check_copy(network)
         parts: dict[str, int] = {}
         for _ in range(_TRIES):
             self.channels = Channels(parts)
@@ -117,6 +118,17 @@ class Plan:
         for (name, side), labels in self.reads.items():
             axes.setdefault(name, {})[side] = self.channels.layout(labels, self.cut)
         return {name: sides for name, sides in axes.items() if any(axis.is_cut for axis in sides.values())}
+
+
+def _check_copy(network: nn.Module) -> None:
+    """Refuse weights that a hook computes, as of the older weight normalization: PyTorch cannot copy them."""
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.requires_grad and not value.is_leaf:
+                raise ValueError(
+                    f"{f'{name}.{key}' if name else key} is computed before each call: expected none such, as of "
+                    "torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm"
+                )
 
 
 def _names(parameters: Iterable[tuple[str, nn.Parameter]], inside: set[str]) -> dict[nn.Parameter, str]:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..nn.context import at
+from .channels import Group
 from .check import run
-from .context import at
 from .exchange import extract
 from .plan import Plan
 
@@ -86,8 +87,14 @@ def _recurrent_flops(x: Any, weight_ih: Any, weight_hh: Any, *_: Any, out_val: A
 def count_macs(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Multiply-accumulates of a call."""
     rules = {torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops}
-    with FlopCounterMode(display=False, custom_mapping=rules) as counter:
-        run(network, args, kwargs)
+    # PyTorch's transformer layers may run as one operation, which its counter does not know.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=rules) as counter:
+            run(network, args, kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops()) // 2
 
 
@@ -96,7 +103,7 @@ def report(
 ) -> SlimmingReport:
     """The report of a network that a plan was applied to; in eval mode."""
     groups = [
-        GroupReport(tuple(group.layers), group.blocks, "" if any(group is one for one in plan.cut) else _why(group))
+        GroupReport(tuple(group.layers), group.blocks, "" if any(group is one for one in plan.cut) else why(group))
         for group in plan.channels.all_groups()
         if group.layers
     ]
@@ -109,9 +116,10 @@ def report(
     return SlimmingReport(tuple(groups), tuple(widths), tuple(plan.uncalled), refused)
 
 
-def _why(group: Any) -> str:
+def why(group: Group) -> str:
+    """Why the channels of a group stay full."""
     if group.reason:
-        return str(group.reason)
+        return group.reason
     if group.joins:
-        return f"an interface between blocks ({group.joins})"
+        return f"an interface between blocks ({group.joins}), which only cuts can choose"
     return "not chosen" if group.blocks > 1 else "one block of channels"

@@ -20,6 +20,9 @@ MOVES |= dict.fromkeys(("view", "_unsafe_view", "_reshape_alias"), "reshape")
 LIKE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
 """Operations that make a new tensor of the shape of another."""
 
+FRESH = {"new_ones", "new_zeros", "new_empty", "new_full", "new_empty_strided", "new_tensor"}
+"""Operations that make a new tensor of any shape, with nothing of the other than its type."""
+
 SINGLE_ELEMENTS = {
     *("hardswish", "hardsigmoid", "hardtanh", "relu6", "_prelu_kernel", "where", "masked_fill", "nan_to_num"),
     *("celu", "selu", "softshrink", "hardshrink", "threshold", "rrelu", "lerp", "addcmul", "addcdiv", "copy", "real"),

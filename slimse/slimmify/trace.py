@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .channels import Channels, Labels
-from .rules import LAST_AXES, LIKE, MOVES, REDUCTIONS, SHAPES_KEPT, SINGLE_ELEMENTS, SUMS
+from .rules import FRESH, LAST_AXES, LIKE, MOVES, REDUCTIONS, SHAPES_KEPT, SINGLE_ELEMENTS, SUMS
 
 Shape = tuple[int, ...]
 Rule = Callable[["Trace", str, Any, Any, Any], None]
@@ -127,7 +127,7 @@ class Trace(TorchDispatchMode):
         if self._inside:
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        known = {*MOVES, *LIKE, *REDUCTIONS, *SHAPES_KEPT, *LAST_AXES, *_SPECIAL, *SINGLE_ELEMENTS}
+        known = {*MOVES, *LIKE, *REDUCTIONS, *SHAPES_KEPT, *LAST_AXES, *_SPECIAL, *SINGLE_ELEMENTS, *FRESH}
         single = torch.Tag.pointwise in func.tags or name.rstrip("_") in SINGLE_ELEMENTS
         single |= name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor)
         if not single and name not in known and _decomposes(func):
@@ -137,7 +137,7 @@ class Trace(TorchDispatchMode):
         labels = [self.get(tensor) for tensor in tensors]
         shapes = [tuple(tensor.shape) for tensor in tensors]
         out = func(*args, **kwargs)
-        if all(label is None for label in labels):
+        if name in FRESH or all(label is None for label in labels):
             return out
         where = f"{name} in {self.modules[-1] or 'the network'}"
         if name in _SPECIAL:

@@ -119,7 +119,7 @@ def test_output_size_of_a_transposed_convolution():
         (lambda: SlimConv1d(4, 8, 3, backend="cudnn"), "backend = 'cudnn'"),
         (lambda: SlimLSTM(4, 8, precision="fp8"), "precision = 'fp8'"),
         (lambda: SlimLSTM(4, 8, proj_size=2), "proj_size = 2: expected 0"),
-        (lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 3, 9)), "the input has 3 channels: expected 4"),
+        (lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 3, 9), uf=0.5), "the input has 3 channels: expected 4"),
         (lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 4, 9), uf=0), r"uf = 0: expected a number in \(0, 1\]"),
         (lambda: SlimConv1d(4, 8, 3)(torch.randn(1, 4, 9), uf=torch.tensor([1.5])), "values from 1.5 to 1.5"),
         (
@@ -127,14 +127,14 @@ def test_output_size_of_a_transposed_convolution():
             r"expected a number or \[1\] or \[1, 7\]",
         ),
         (lambda: SlimGRU(4, 8)(torch.randn(5, 2, 4), uf=torch.ones(3)), r"expected a number, \[2\] or \[2, 5\]"),
-        (lambda: SlimGRU(4, 8)(nn.utils.rnn.pack_sequence([torch.randn(3, 4)])), "expected a padded tensor"),
+        (lambda: SlimGRU(4, 8)(nn.utils.rnn.pack_sequence([torch.randn(3, 4)]), uf=0.5), "expected a padded tensor"),
         (
-            lambda: SlimLSTM(4, 8)(torch.randn(5, 2, 3)),
+            lambda: SlimLSTM(4, 8)(torch.randn(5, 2, 3), uf=0.5),
             "the input has 3 channels: expected 4",
         ),
-        (lambda: SlimGRU(4, 8)(torch.randn(4)), r"input has shape \(4,\): expected 2 or 3 axes"),
-        (lambda: SlimLSTM(4, 8)(torch.randn(5, 2, 4), torch.zeros(1, 2, 8)), r"expected 2 of \(1, 2, 8\)"),
-        (lambda: SlimGRU(4, 8, 2)(torch.randn(5, 2, 4), torch.zeros(1, 2, 8)), r"expected 1 of \(2, 2, 8\)"),
+        (lambda: SlimGRU(4, 8)(torch.randn(4), uf=0.5), r"input has shape \(4,\): expected 2 or 3 axes"),
+        (lambda: SlimLSTM(4, 8)(torch.randn(5, 2, 4), torch.zeros(1, 2, 8), uf=0.5), r"expected 2 of \(1, 2, 8\)"),
+        (lambda: SlimGRU(4, 8, 2)(torch.randn(5, 2, 4), torch.zeros(1, 2, 8), uf=0.5), r"expected 1 of \(2, 2, 8\)"),
         (lambda: SlimLinear(4, 8)(torch.randn(4), uf=torch.ones(1)), r"shape \(4,\): expected \[B, ..., C_in\]"),
     ],
 )
@@ -220,3 +220,50 @@ def test_dropout_between_recurrent_layers():
         layer.weight_ih_l1.zero_()
         assert torch.equal(layer(x)[0], dropped)
         assert torch.equal(layer.eval()(x)[0], dropped)
+
+
+@pytest.mark.parametrize("layer", [SlimLinear(8, 8, cut="both"), SlimLSTM(8, 8, 2, bidirectional=True)])
+def test_weights_that_change_between_calls_are_seen(layer):
+    x, plain = torch.randn(2, 3, 8), type(layer)
+
+    def check():
+        first, expected = (out if isinstance(out, torch.Tensor) else out[0] for out in (layer(y, uf=0.5), plain_call()))
+        torch.testing.assert_close(first, expected)
+
+    def plain_call():
+        return layer.extract(0.5)(y if plain is SlimLSTM else y[..., :4])
+
+    with torch.no_grad():
+        y = x
+        check()
+        for parameter in layer.parameters():
+            parameter.data.mul_(2)
+        check()
+        for parameter in layer.parameters():
+            parameter.data = torch.randn_like(parameter)
+        check()
+        layer.load_state_dict({name: torch.randn_like(p) for name, p in layer.state_dict().items()}, assign=True)
+        check()
+        layer.double()
+        y = x.double()
+        check()
+        other = {name: torch.randn_like(p) for name, p in layer.named_parameters()}
+        found, expected = (
+            out if isinstance(out, torch.Tensor) else out[0]
+            for out in (
+                torch.func.functional_call(layer, other, (y,), {"uf": 0.5}),
+                (layer.load_state_dict(other), layer(y, uf=0.5))[1],
+            )
+        )
+        torch.testing.assert_close(found, expected)
+    assert "_kept" not in pickle.loads(pickle.dumps(layer)).__dict__
+
+
+@pytest.mark.parametrize(("uf", "size"), [(0.14, 50), (0.07, 100), (0.1, 30), (0.3, 10)])
+def test_a_number_and_a_tensor_give_the_same_channels(uf, size):
+    layer, x = SlimLinear(4, size), torch.randn(1, 4)
+    alone = layer(x, uf=uf)
+    assert alone.shape[1] == round(uf * size)
+    mixed = layer(x, uf=torch.tensor([uf]))
+    torch.testing.assert_close(mixed[:, : alone.shape[1]], alone)
+    assert not mixed[:, alone.shape[1] :].any()
