@@ -104,7 +104,7 @@ def curve(folder):
     return [[float(row[name]) for name in names] for row in rows]
 
 
-def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(voicebank, tmp_path, monkeypatch):
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(voicebank, tmp_path, monkeypatch, capsys):
     whole = train(CONFIG, voicebank, tmp_path / "whole", None, small(), progress=False)
     step = SlimmableTraining.training_step
 
@@ -119,7 +119,19 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(voicebank, tmp_
     monkeypatch.undo()
     # What a death in the middle of writing leaves behind must not matter.
     assert [path.name for path in (tmp_path / "cut").glob("*.ckpt")] == ["last.ckpt"]
-    resumed = train(CONFIG, voicebank, tmp_path / "cut", None, small(), progress=False)
+    with pytest.raises(ValueError, match=r"last.ckpt is of stage 'joint', the recipe of 'router'") as failed:
+        train(CONFIG.override(stage="router"), voicebank, tmp_path / "cut", None, small(), progress=False)
+    assert "\n" not in str(failed.value)
+    with pytest.raises(ValueError, match="does not fit the recipe"):
+        train(CONFIG, voicebank, tmp_path / "cut", None, SlimDemucs("small"), progress=False)
+    capsys.readouterr()
+    resumed = train(CONFIG, voicebank, tmp_path / "cut", None, small())
+    # No advertisement, no warning of another package: what a log of the run holds is ours.
+    said = capsys.readouterr()
+    assert said.out == ""
+    starts = "going on from step 4", "step 5 of 6  loss ", "step 6 of 6  loss ", "step 6: validation", "calibr", "final"
+    for line, start in zip(said.err.splitlines(), starts, strict=True):
+        assert line.startswith(start), said.err
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     assert len(curve(tmp_path / "whole")) == 3
     one, other = slimse.load(whole).state_dict(), slimse.load(resumed).state_dict()
@@ -183,6 +195,26 @@ def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(voicebank,
         # bfloat16 rounds sums of another order apart.
         assert (stepped[name] - tensor).norm() <= 0.02 * (tensor - before[name]).norm(), name
     assert slimse.load(tmp_path / "run" / "model.safetensors").router is not None
+
+
+def test_any_key_of_a_recipe_can_be_set():
+    settings = ["steps=7", "stage=joint", "mixing.snr_low=-10", "mixing.set_weights.mine=2", 'valid_speakers=["p1"]']
+    found = TrainConfig.read("backbone").with_settings([*settings, "init=a=b.safetensors"])
+    assert (found.steps, found.stage, found.init, found.valid_speakers) == (7, "joint", "a=b.safetensors", ("p1",))
+    assert found.mixing.snr_low == -10.0
+    assert found.mixing.set_weights["mine"] == 2.0
+    assert found.batch == TrainConfig.read("backbone").batch
+    for setting, message in {
+        "steps": "expected key=value",
+        "step=7": r"unknown keys \['step'\]",
+        "mixing.loud=1": r"unknown keys \['mixing.loud'\]",
+        "steps=7.5": "steps = 7.5 in a training recipe: expected an integer",
+        "steps=many": "steps = 'many' in a training recipe: expected an integer",
+        "steps.x=1": "steps holds one value",
+        "mixing.room=2": "mixing.room = 2.0: expected a chance",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            TrainConfig.read("backbone").with_settings([setting])
 
 
 def test_processes_share_the_items_of_a_step(voicebank):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +51,12 @@ def train(
         typer.Option(help="GPUs, or processes on a CPU, that train in step. Default: all GPUs, or 1.", min=1),
     ] = None,
     nodes: Annotated[int, typer.Option(help="Machines; start the command on each with torchrun.", min=1)] = 1,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any key of the recipe, as in the file; repeatable: mixing.snr_low=-10."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and mixtures.")] = None,
     device: Annotated[
         str, typer.Option(help="auto, cuda or cpu. On a GPU, or if it is named, it mixes, too, not the workers.")
@@ -71,8 +76,10 @@ def train(
 
     from ..checkpoint import load
 
-    config = TrainConfig.read(recipe).override(
-        steps=steps, batch=batch, rate=rate, precision=precision, workers=workers, seed=seed
+    config = (
+        TrainConfig.read(recipe)
+        .with_settings(setting or ())
+        .override(steps=steps, batch=batch, rate=rate, precision=precision, workers=workers, seed=seed)
     )
     initial = load(init).requires_grad_(True) if init else None
     weights = run(
@@ -81,7 +88,6 @@ def train(
         out,
         valid,
         initial,
-        progress=sys.stderr.isatty(),
         devices=devices or "auto",
         nodes=nodes,
         device=device,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -177,6 +177,28 @@ class TrainConfig:
             raise ValueError(f"recipe {str(recipe)!r}: expected a .toml file or one of {recipe_names()}")
         return cls.from_dict(tomllib.loads(found.read_text()))
 
+    def with_settings(self, settings: Sequence[str]) -> TrainConfig:
+        """A copy with keys set as on the command line: ``steps=100``, ``mixing.snr_low=-10``, ``stage=joint``.
+
+        Values are written as in a recipe file, but text needs no quotes.
+
+        Raises:
+            ValueError: for a text without ``=``, an unknown key, or a value that a file could not hold there.
+        """
+        values = self.to_dict()
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals or not key:
+                raise ValueError(f"--set {setting!r}: expected key=value")
+            *tables, name = key.strip().split(".")
+            table = values
+            for step in tables:
+                table = table.setdefault(step, {})
+                if not isinstance(table, dict):
+                    raise ValueError(f"--set {setting!r}: {step} holds one value, no table of keys")
+            table[name] = _as_in_a_file(text.strip())
+        return self.from_dict(values)
+
     def override(self, **values: Any) -> TrainConfig:
         """A copy with the values that are not None changed."""
         return replace(self, **{key: value for key, value in values.items() if value is not None})
@@ -184,6 +206,15 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for logs and cards."""
         return asdict(self)
+
+
+def _as_in_a_file(text: str) -> Any:
+    """The value that a TOML file would hold; the text itself where that is no value."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return found["value"] if found.keys() == {"value"} else text
 
 
 def recipe_names() -> list[str]:

@@ -164,22 +164,33 @@ class SlimmableTraining(lightning.LightningModule):
         rng = np.random.default_rng([self.config.seed, self.global_step, 1])
         return torch.from_numpy(np.asarray(draw(rng, items * processes)[rank::processes], dtype=np.float32))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the run trains, for a later one that wants to go on with it."""
+        checkpoint["stage"] = self.config.stage
+
     def validation_step(self, batch: Pair, index: int) -> None:
+        """Log the scores of one pair."""
+        for name, value in self.scores(batch).items():
+            self.log(name, value, batch_size=1)
+
+    def scores(self, batch: Pair) -> dict[str, Tensor]:
         """SI-SDR and loss of the narrowest and the widest UF, and of the router with the use of its budget."""
         noisy, clean = batch
         config, ufs = self.config, self.model.config.ufs
         watched: dict[str, float | Tensor] = {str(uf): uf for uf in dict.fromkeys((ufs[0], ufs[-1]))}
         if config.stage == "fixed":
             watched = {str(config.fixed_uf): config.fixed_uf}
+        found = {}
         if config.routed:
             assert config.budget_low is not None
             budget = min(max(0.25, config.budget_low), config.budget_high)
             watched["router"] = ufs_chosen = self.model.route(noisy, budget)
-            self.log(f"valid/uf/{budget:g}", ufs_chosen.mean(), prog_bar=True, batch_size=1)
+            found[f"valid/uf/{budget:g}"] = ufs_chosen.mean()
         for name, uf in watched.items():
             enhanced = self.model(noisy, uf)
-            self.log(f"valid/si_sdr/{name}", si_sdr(enhanced.float(), clean).mean(), prog_bar=True, batch_size=1)
-            self.log(f"valid/loss/{name}", self.loss(enhanced, clean, noisy), batch_size=1)
+            found[f"valid/si_sdr/{name}"] = si_sdr(enhanced.float(), clean).mean()
+            found[f"valid/loss/{name}"] = self.loss(enhanced, clean, noisy)
+        return found
 
     def configure_optimizers(self) -> Any:
         """Muon and AdamW; linear warm-up, a plateau, and a tail down to zero."""

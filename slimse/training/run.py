@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from time import monotonic
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from ..checkpoint import load, save
@@ -21,6 +23,7 @@ from .config import TrainConfig
 from .data import TrainingData
 from .module import SlimmableTraining
 from .optimizer import multiplies_bf16
+from .progress import ProgressReport, mean_scores, others_quiet, scores_in_words
 from .routing import calibrate
 from .table import TableLogger
 from .time_budget import TimeBudget
@@ -68,7 +71,7 @@ def train(
         out: folder for ``last.ckpt``, the log ``metrics.csv``, and the averaged weights ``model.safetensors``.
         valid: folder with ``noisy`` and ``clean`` pairs to watch, or None.
         initial: weights to start from (fine-tuning); ignored on resuming.
-        progress: show a progress bar.
+        progress: say how far the run is, see `ProgressReport`.
         devices: processes per machine, one per GPU or so many on the CPU; several train in step (DDP).
         nodes: machines, each of which runs this, as started by ``torchrun``.
         device: ``"auto"``, ``"cuda"`` or ``"cpu"``. On a GPU, and where one of the last two is given, mixing runs on
@@ -82,7 +85,7 @@ def train(
         The path of the weights.
 
     Raises:
-        ValueError: for an unknown device or backend, or no time at all.
+        ValueError: for an unknown device or backend, no time at all, or a checkpoint in ``out`` of another run.
     """
     started = monotonic()
     if device not in DEVICES:
@@ -97,52 +100,84 @@ def train(
             setattr(layer, "backend", backend)  # noqa: B010 - modules type what is assigned
     module = SlimmableTraining(config, model)
     out.mkdir(parents=True, exist_ok=True)
-    averaging = EMAWeightAveraging(decay=config.ema)
     checkpoint = out / "last.ckpt"
+    if checkpoint.exists():
+        check_checkpoint(checkpoint, module)
     # One file, replaced after every `config.every` steps.
     last = ModelCheckpoint(dirpath=out, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    callbacks = [averaging, last, LearningRateMonitor("step")]
+    callbacks: list[Callback] = [EMAWeightAveraging(decay=config.ema), last, LearningRateMonitor("step")]
+    end = None if minutes is None else started + 60 * minutes
+    report = ProgressReport(end)
+    if progress:
+        callbacks.append(report)
     mix_on_device = device != "auto" or torch.cuda.is_available()
     source = TrainingData(data, valid, config, model.config.sample_rate, mix_on_device)
-    if minutes is not None:
+    if end is not None:
         # Before the checkpoint, which is to see what it decided.
-        callbacks.insert(0, TimeBudget(source, started + 60 * minutes - monotonic()))
-    trainer = lightning.Trainer(
-        default_root_dir=out,
-        accelerator=device,
-        devices=devices,
-        num_nodes=nodes,
-        max_steps=config.steps if minutes is None else -1,
-        max_epochs=-1,
-        precision=_precision(config.precision),  # type: ignore[arg-type]
-        gradient_clip_val=config.clip,
-        callbacks=callbacks,
-        logger=_loggers(out, resume=checkpoint.exists()),
-        log_every_n_steps=min(25, config.every),
-        reload_dataloaders_every_n_epochs=1,
-        # The data module gives every process its own items.
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-    )
-    trainer.fit(
-        module,
-        datamodule=source,
-        ckpt_path=os.fspath(checkpoint) if checkpoint.exists() else None,
+        callbacks.insert(0, TimeBudget(source, end - monotonic()))
+    with others_quiet():
+        trainer = lightning.Trainer(
+            default_root_dir=out,
+            accelerator=device,
+            devices=devices,
+            num_nodes=nodes,
+            max_steps=config.steps if minutes is None else -1,
+            max_epochs=-1,
+            precision=_precision(config.precision),  # type: ignore[arg-type]
+            gradient_clip_val=config.clip,
+            callbacks=callbacks,
+            logger=_loggers(out, resume=checkpoint.exists()),
+            log_every_n_steps=min(25, config.every),
+            reload_dataloaders_every_n_epochs=1,
+            # The data module gives every process its own items.
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        resumed = os.fspath(checkpoint) if checkpoint.exists() else None
         # Nothing in a checkpoint may run code.
-        weights_only=True,
-    )
+        trainer.fit(module, datamodule=source, ckpt_path=resumed, weights_only=True)
     weights = out / "model.safetensors"
     if trainer.is_global_zero:
-        # At the end of `fit` the callback has put the averaged weights in place.
-        model = module.model.cpu()
-        if config.routed:
-            # Longer than segments of training: routers need a second to know a noise, and most sound is longer.
-            items = source.items(0, _CALIBRATION_ITEMS, config.seed + 1, 2 * config.seconds)
-            calibrate(model, torch.stack([items[index][0] for index in range(_CALIBRATION_ITEMS)]))
-        save(model, weights, notes={"training": module.config.to_dict()})
+        _finish(module, source, weights, report.say if progress else lambda line: None)
     return weights
+
+
+def _finish(module: SlimmableTraining, source: TrainingData, weights: Path, say: Callable[[str], None]) -> None:
+    """Calibrate the router, validate, and save. At the end of `fit` Lightning has put the averaged weights in place."""
+    config, model = module.config, module.cpu().model
+    if config.routed:
+        say("calibrating the router")
+        # Longer than segments of training: routers need a second to know a noise, and most sound is longer.
+        items = source.items(0, _CALIBRATION_ITEMS, config.seed + 1, 2 * config.seconds)
+        calibrate(model, torch.stack([items[index][0] for index in range(_CALIBRATION_ITEMS)]))
+    scores = {} if source.watched is None else mean_scores(module, source.watched)
+    if scores:
+        say(f"final {scores_in_words(scores)}")
+    save(model, weights, notes={"training": config.to_dict(), "validation": scores})
+
+
+def check_checkpoint(path: Path, module: SlimmableTraining) -> None:
+    """Make sure that a checkpoint is of the run that is to go on.
+
+    Raises:
+        ValueError: if it is damaged, or of another stage or network; the message names both.
+    """
+    advice = "give another --out, or the recipe that it was made with"
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights, stage = found["state_dict"], found.get("stage", module.config.stage)
+    except (RuntimeError, UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of a run: {advice}") from error
+    if stage != module.config.stage:
+        raise ValueError(f"{path} is of stage {stage!r}, the recipe of {module.config.stage!r}: {advice}")
+    expected = module.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        shapes = [tuple(each[name].shape) if name in each else None for each in (weights, expected)]
+        if shapes[0] != shapes[1]:
+            there, here = ("absent" if shape is None else str(list(shape)) for shape in shapes)
+            raise ValueError(f"{path} does not fit the recipe: {name} is {there} in it, expected {here}: {advice}")
 
 
 def _precision(precision: str) -> str:
