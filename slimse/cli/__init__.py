@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ class _Commands(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         prepare_streams()
+        interrupt = signal.getsignal(signal.SIGINT)
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
@@ -41,12 +43,17 @@ class _Commands(TyperGroup):
             sys.exit(1)
         finally:
             close_streams()
+            if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+                signal.signal(signal.SIGINT, interrupt)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             with exit_on_signals():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
+            # Another Ctrl-C must not interrupt what is said and flushed; `main` takes them again.
+            with suppress(ValueError):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
             say("interrupted")
             ctx.exit(128 + signal.SIGINT)
         except (*_USER_ERRORS, OSError) as error:

@@ -72,7 +72,10 @@ def _difference_table(title: str, report: Report, rows: Mapping[Width, Mapping[s
 
 
 def _earlier(path: Path) -> dict[str, Any]:
-    content = jsonlib.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = jsonlib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no report: {error}; expected what --json writes") from error
     if not isinstance(content, dict) or not {"metrics", "files"} <= content.keys():
         raise ValueError(f"{path} is no report: expected what --json writes")
     return content

@@ -46,10 +46,18 @@ def use_compiled(backend: str, model: SlimDemucs) -> bool:
     """Whether a request for ``backend`` means the compiled path.
 
     Raises:
-        ValueError: for another name, or for ``"numba"`` where it cannot run.
+        ValueError: for another name, for ``"numba"`` where it cannot run, or for ``"triton"`` where the model's layers
+            would run something else.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r}: expected one of {BACKENDS}")
+    if backend == "triton" and model.backend != "triton":
+        device = next(model.parameters()).device
+        if model.backend != "auto" or device.type != "cuda":
+            raise ValueError(
+                f"backend = 'triton' cannot run here: the model's own backend is {model.backend!r}, on {device}; "
+                "expected a model made or loaded with backend = 'triton'"
+            )
     if backend in ("torch", "triton"):
         return False
     reason = unavailable(model)
