@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from roofline import CONFIG, Ceilings, Work, convolution, decoder_block, encoder_block, positions, recurrence
 from torch import Tensor, nn
 
-from slimse import SlimDemucs, ops
+from slimse import SlimModel, ops
 from slimse.nn import PackedLSTM
 from slimse.profiling import profile
 from slimse.width import Schedule, Width
@@ -317,7 +317,7 @@ def _network(setup: Setup) -> tuple[Calls, Work]:
     """The whole network; the least number of elements is that of its blocks, one after the other."""
     model, twin = _models(setup)
     noisy = setup.random(setup.batch, 1, int(setup.seconds * CONFIG.sample_rate))
-    frames = model.frames(noisy.shape[2])
+    frames = model.geometry.frames(noisy.shape[2])
     uf: Any = setup.uf if setup.uf is not None else setup.ufs(frames)
     index = torch.full((setup.batch, frames), len(CONFIG.ufs) - 1, device=setup.device)
     index = index if setup.uf is not None else CONFIG.ufs.indices(uf)
@@ -343,16 +343,16 @@ def _network(setup: Setup) -> tuple[Calls, Work]:
     return calls, work + rest
 
 
-def _models(setup: Setup) -> tuple[SlimDemucs, SlimDemucs]:
+def _models(setup: Setup) -> tuple[SlimModel, SlimModel]:
     """The network as it runs, and on twins, with the same weights."""
     return _made(setup.device, setup.dtype, tuple(setup.choice.items()))
 
 
 @functools.cache
-def _made(device: str, dtype: torch.dtype, choice: tuple[tuple[str, str], ...]) -> tuple[SlimDemucs, SlimDemucs]:
+def _made(device: str, dtype: torch.dtype, choice: tuple[tuple[str, str], ...]) -> tuple[SlimModel, SlimModel]:
     # Of weights made in inference mode the compiled path would pack a copy at every call.
     with torch.inference_mode(False):
-        model, twin = SlimDemucs(CONFIG, **dict(choice)), SlimDemucs(CONFIG, backend="torch")
+        model, twin = SlimModel(CONFIG, **dict(choice)), SlimModel(CONFIG, backend="torch")
         twin.load_state_dict(model.state_dict())
         return tuple(m.to(device, dtype).eval().requires_grad_(False) for m in (model, twin))  # type: ignore[return-value]
 
@@ -360,7 +360,7 @@ def _made(device: str, dtype: torch.dtype, choice: tuple[tuple[str, str], ...]) 
 @functools.cache
 def _unslimmed_macs() -> float:
     """Per sample."""
-    costs = profile(SlimDemucs(CONFIG)).widths[0].blocks
+    costs = profile(SlimModel(CONFIG)).widths[0].blocks
     return sum(macs for name, macs in costs.items() if not name.startswith(("encoder", "decoder")))
 
 

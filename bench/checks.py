@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from slimse import SlimDemucs, SlimDemucsConfig, ops
+from slimse import SlimDemucsConfig, SlimModel, ops
 from slimse.ops import launchers
 from slimse.ops.verdicts import poisoned
 from slimse.serving import StreamBatch
@@ -134,17 +134,18 @@ def check_tick(device: str = "cuda", config: str | SlimDemucsConfig = "dynamic",
     """
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = SlimDemucs(config).eval().requires_grad_(False).to(device)
-    batches = [StreamBatch(model, ticks, backend="torch", graph=graph and device == "cuda") for graph in (True, False)]
+    model = SlimModel(config).eval().requires_grad_(False).to(device)
+    runtimes = ("cuda-graph" if device == "cuda" else "eager", "eager")
+    batches = [StreamBatch(model, ticks, runtime=runtime) for runtime in runtimes]
     errors = [0.0]
     for tick in range(ticks):
-        samples, outputs = 0.05 * torch.randn(ticks, model.hop, device=device), []
+        samples, outputs = 0.05 * torch.randn(ticks, model.geometry.hop, device=device), []
         for batch in batches:
             if tick % 2 == 0:
                 batch.join()
             for slot in batch.slots:
                 if (tick + slot) % 3:
-                    batch.set_uf(slot, model.config.ufs[(tick + slot) % len(model.config.ufs)])
+                    batch.set_uf(slot, model.ufs[(tick + slot) % len(model.ufs)])
                 else:
                     batch.set_budget(slot, 0.5)
             out, ready = batch.tick(samples)
@@ -163,12 +164,12 @@ def check_model(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
     dtype = DTYPES.get(kind, torch.float32)
     options = {"backend": "triton", "precision": precision_of(kind)}
-    first = SlimDemucs(config).to(dtype)
-    noisy = 0.1 * torch.randn(2, 1, int(seconds * first.config.sample_rate))
-    ufs = torch.tensor(first.config.ufs)[torch.randint(4, (2, first.frames(noisy.shape[2])))].to(device)
+    first = SlimModel(config).to(dtype)
+    noisy = 0.1 * torch.randn(2, 1, int(seconds * first.sample_rate))
+    ufs = torch.tensor(first.ufs)[torch.randint(4, (2, first.geometry.frames(noisy.shape[2])))].to(device)
     results = []
     for choice, number in (({"backend": "torch"}, torch.float64), ({"backend": "torch"}, dtype), (options, dtype)):
-        model = SlimDemucs(config, **choice)
+        model = SlimModel(config, **choice)
         model.load_state_dict(first.state_dict())
         model = model.to(device, number)
         with poisoned():

@@ -26,12 +26,12 @@ _CHILD = """
 import sys
 from pathlib import Path
 import torch
-from slimse import SlimDemucs
+from slimse import SlimModel
 from slimse.audio.enhance import enhance_file
 from slimse.checkpoint import load
 source, target, weights, uf, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-model = load(weights) if weights else SlimDemucs("paper").eval()
+model = load(weights) if weights else SlimModel("paper").eval()
 enhance_file(Path(source), Path(target), model, float(uf))
 """
 

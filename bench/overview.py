@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from tables import QUALITY, ROOT
 
 import slimse
+from slimse import SlimModel
 from slimse.demo import bundled_clip, spectrogram
-from slimse.models import SlimDemucs
 from slimse.profiling import profile
 
 FIXED, ROUTED = "#4477aa", "#cc3311"
 RANGE_DB = 60.0
 
 
-def draw_clip(axes: list[Axes], model: SlimDemucs, clip: Path, budget: float) -> None:
+def draw_clip(axes: list[Axes], model: SlimModel, clip: Path, budget: float) -> None:
     """Spectrograms of the noisy and the enhanced clip, and the UF of every frame below them."""
     noisy, rate = soundfile.read(clip, dtype="float32")
-    if noisy.ndim > 1 or rate != model.config.sample_rate:
-        raise ValueError(f"{clip}: expected one channel at {model.config.sample_rate} Hz")
+    if noisy.ndim > 1 or rate != model.sample_rate:
+        raise ValueError(f"{clip}: expected one channel at {model.sample_rate} Hz")
     signal = torch.from_numpy(noisy)[None, None]
     with torch.inference_mode():
         enhanced = model(signal, budget=budget)[0, 0].numpy()
@@ -46,8 +46,8 @@ def draw_clip(axes: list[Axes], model: SlimDemucs, clip: Path, budget: float) ->
     hop, seconds = profile(model).hop, len(noisy) / rate
     axes[2].stairs(ufs.numpy(), np.arange(len(ufs) + 1) * hop / rate, baseline=None, color=ROUTED, lw=1.4)
     axes[2].set_yscale("log", base=2)
-    axes[2].set_yticks(model.config.ufs, [f"{uf:g}" for uf in model.config.ufs])
-    axes[2].set_ylim(model.config.ufs[0] / 1.4, 1.4)
+    axes[2].set_yticks(model.ufs, [f"{uf:g}" for uf in model.ufs])
+    axes[2].set_ylim(model.ufs[0] / 1.4, 1.4)
     axes[2].set_xlim(0, seconds)
     axes[2].grid(alpha=0.3)
     axes[2].set_ylabel("UF")

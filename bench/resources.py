@@ -44,7 +44,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from slimse.models.config import PRESETS
+from slimse.networks import SlimDemucsConfig
 
 SECONDS, CLIPS = 4, 64
 
@@ -191,7 +191,7 @@ def complaints(resources: Resources, target: Target, dtype: str) -> list[str]:
 
 Case = tuple[str, Callable[[], object]]
 
-CONFIG = PRESETS["paper"]
+CONFIG = SlimDemucsConfig()
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slimse.models.config import PRESETS
+from slimse.networks import SlimDemucsConfig
 
-CONFIG = PRESETS["paper"]
+CONFIG = SlimDemucsConfig()
 RATE = CONFIG.sample_rate * CONFIG.resample
 """Samples per second inside of the network."""
 ELEMENT = {"fp32": 4, "tf32": 4, "tf32x3": 4, "bf16": 2, "fp16": 2}

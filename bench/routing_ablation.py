@@ -29,27 +29,27 @@ from slimse.training.run import prepare
 class Mixtures:
     """Noisy items, and what the widest width gained over the narrowest at each of their frames."""
 
-    def __init__(self, model: slimse.SlimDemucs, data: Path, config: TrainConfig, count: int) -> None:
-        items = TrainingData(data, None, config, model.config.sample_rate).items(0, count, config.seed, config.seconds)
+    def __init__(self, model: slimse.SlimModel, data: Path, config: TrainConfig, count: int) -> None:
+        items = TrainingData(data, None, config, model.sample_rate).items(0, count, config.seed, config.seconds)
         pairs = [items[index] for index in range(count)]
         self.noisy, clean = (torch.stack(side) for side in zip(*pairs, strict=True))
-        self.frames = model.frames(self.noisy.shape[2])
+        self.frames = model.geometry.frames(self.noisy.shape[2])
         worth = []
         loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level)
         with torch.no_grad():
             for x, y in zip(self.noisy.split(6), clean.split(6), strict=True):
-                wide, narrow = model(x, 1.0), model(x, model.config.ufs[0])
-                benefit = frame_benefit(loss, x, y, wide, narrow, model.hop, self.frames)
+                wide, narrow = model(x, 1.0), model(x, model.ufs[0])
+                benefit = frame_benefit(loss, x, y, wide, narrow, model.geometry.hop, self.frames)
                 worth.append(benefit)
         self.worth = torch.cat(worth)
 
 
 def train_router(
-    config: TrainConfig, base: slimse.SlimDemucs, mixtures: Mixtures, budget: float
+    config: TrainConfig, base: slimse.SlimModel, mixtures: Mixtures, budget: float
 ) -> tuple[Tensor, Tensor]:
     """Shares of the UFs when training for ``budget`` alone, sampled and by argmax: ``[n_ufs]`` each."""
     torch.manual_seed(config.seed)
-    bare = slimse.SlimDemucs(base.config)
+    bare = slimse.SlimModel(base.config)
     bare.load_state_dict(base.state_dict())
     model = prepare(config, bare)
     router = model.router
@@ -58,7 +58,7 @@ def train_router(
     named = ((f"router.{name}", parameter) for name, parameter in router.named_parameters())
     optimizer = MuonAdamW(named, config.rate, router_rate=config.router_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(config))
-    cost = -torch.tensor(model.config.ufs).log2() / -np.log2(model.config.ufs[0])
+    cost = -torch.tensor(model.ufs).log2() / -np.log2(model.ufs[0])
     budgets = torch.full((config.batch,), budget)
     rng = np.random.default_rng(config.seed)
     sampled = []
@@ -77,7 +77,7 @@ def train_router(
         optimizer.step()
         schedule.step()
     chosen = model.route(mixtures.noisy, budget)
-    by_argmax = torch.stack([(chosen == uf).float().mean() for uf in model.config.ufs])
+    by_argmax = torch.stack([(chosen == uf).float().mean() for uf in model.ufs])
     return torch.stack(sampled[-config.steps // 5 :]).mean(0), by_argmax
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     mixtures = Mixtures(model, options.data, config, options.items)
     settings = [config.override(beta=beta) for beta in options.beta]
     settings += [config.override(gamma=gamma) for gamma in options.gamma if gamma != config.gamma]
-    ufs = torch.tensor(model.config.ufs)
+    ufs = torch.tensor(model.ufs)
     print(f"budget {options.budget:g}, {options.items} mixtures, {options.steps} steps\n")
     columns = " | ".join(f"UF {uf:g}" for uf in ufs.tolist())
     print(f"| beta | gamma | sampled: average UF | {columns} | argmax: average UF | {columns} |")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cases import Calls, Case, Setup
 from roofline import CONFIG, Work
 
-from slimse import PRESETS, SlimDemucs
+from slimse import PRESETS, SlimModel
 from slimse.serving import StreamBatch
 
 NO_WORK = Work(0, 0)
@@ -19,8 +19,8 @@ NO_WORK = Work(0, 0)
 
 
 @functools.cache
-def _routed(device: str, choice: tuple[tuple[str, str], ...]) -> SlimDemucs:
-    return SlimDemucs(PRESETS["dynamic"], **dict(choice)).to(device).eval().requires_grad_(False)
+def _routed(device: str, choice: tuple[tuple[str, str], ...]) -> SlimModel:
+    return SlimModel(PRESETS["dynamic"], **dict(choice)).to(device).eval().requires_grad_(False)
 
 
 def _signal(setup: Setup) -> torch.Tensor:
@@ -43,7 +43,7 @@ def _training(setup: Setup) -> tuple[Calls, Work]:
     noisy = _signal(setup)
     ufs = torch.tensor([1.0, 0.25, 0.125], device=setup.device).repeat(setup.batch)[: setup.batch]
 
-    def step(model: SlimDemucs) -> Any:
+    def step(model: SlimModel) -> Any:
         def call() -> None:
             with torch.enable_grad(), torch.autocast(setup.device, setup.dtype, enabled=setup.dtype != torch.float32):
                 model(noisy, ufs).abs().mean().backward()
@@ -53,7 +53,7 @@ def _training(setup: Setup) -> tuple[Calls, Work]:
         return call
 
     models = {"slimse": setup.choice, "masked": {"backend": "torch"}}
-    return {name: step(SlimDemucs(CONFIG, **choice).to(setup.device)) for name, choice in models.items()}, NO_WORK
+    return {name: step(SlimModel(CONFIG, **choice).to(setup.device)) for name, choice in models.items()}, NO_WORK
 
 
 def _tick(setup: Setup) -> tuple[Calls, Work]:
@@ -61,8 +61,8 @@ def _tick(setup: Setup) -> tuple[Calls, Work]:
     model = _routed(setup.device, tuple(setup.choice.items()))
     batch = StreamBatch(model, setup.batch)
     for uf in replace(setup, batch=1).ufs(setup.batch).flatten().tolist():
-        batch.join(min(model.config.ufs, key=lambda known: abs(known - uf)))
-    samples = 0.05 * torch.randn(setup.batch, model.hop, device=setup.device)
+        batch.join(min(model.ufs, key=lambda known: abs(known - uf)))
+    samples = 0.05 * torch.randn(setup.batch, model.geometry.hop, device=setup.device)
     # All have had their first frames, which run beside the others, after these.
     for _ in range(8):
         batch.tick(samples)

@@ -2,7 +2,7 @@
 
     python bench/serving.py --uf 0.25
     python bench/serving.py --budget 0.25
-    python bench/serving.py --budget 0.25 --backend torch --device cuda --at 10000
+    python bench/serving.py --budget 0.25 --runtime eager --device cuda --at 10000
 
 A tick is a frame of every stream (16 ms of sound); 8 ms leave half the time for all else. Ticks run back to back. The
 streams play the bundled noisy clip, each from a place of its own. With ``--budget`` the router of the bundled weights
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import slimse
-from slimse import SlimDemucs
+from slimse import SlimModel
 from slimse.demo import bundled_clip
 from slimse.serving import StreamBatch
 
@@ -34,36 +34,36 @@ WARM_UP = 20
 """Ticks before the first that counts: all streams have had their first frames then."""
 
 
-def filled(model: SlimDemucs, streams: int, args: argparse.Namespace) -> StreamBatch:
+def filled(model: SlimModel, streams: int, args: argparse.Namespace) -> StreamBatch:
     """A batch with so many streams."""
     generator = torch.Generator().manual_seed(0)
-    batch = StreamBatch(model, streams, backend=args.backend)
+    batch = StreamBatch(model, streams, runtime=args.runtime)
     drawn = torch.multinomial(torch.tensor(SHARES), streams, replacement=True, generator=generator).tolist()
     for index in drawn:
         if args.budget is not None:
             batch.join(budget=args.budget)
         else:
-            batch.join(model.config.ufs[index] if args.uf == "mixed" else float(args.uf))
+            batch.join(model.ufs[index] if args.uf == "mixed" else float(args.uf))
     return batch
 
 
-def sounds(model: SlimDemucs, streams: int) -> tuple[Tensor, Tensor]:
+def sounds(model: SlimModel, streams: int) -> tuple[Tensor, Tensor]:
     """The clip, and where in it each stream takes its next hop: ``[streams, hop]``."""
     clip, rate = soundfile.read(bundled_clip(), dtype="float32")
-    if rate != model.config.sample_rate:
-        raise ValueError(f"the bundled clip has {rate} Hz: expected {model.config.sample_rate}")
+    if rate != model.sample_rate:
+        raise ValueError(f"the bundled clip has {rate} Hz: expected {model.sample_rate}")
     starts = torch.randint(len(clip), (streams, 1), generator=torch.Generator().manual_seed(1))
     device = next(model.parameters()).device
-    return torch.from_numpy(clip).to(device), (starts + torch.arange(model.hop)).to(device)
+    return torch.from_numpy(clip).to(device), (starts + torch.arange(model.geometry.hop)).to(device)
 
 
 @torch.no_grad()
-def ticks_ms(model: SlimDemucs, streams: int, args: argparse.Namespace) -> tuple[np.ndarray, float]:
+def ticks_ms(model: SlimModel, streams: int, args: argparse.Namespace) -> tuple[np.ndarray, float]:
     """Milliseconds of ticks with so many streams, and the mean UF of their frames."""
     batch, (clip, places) = filled(model, streams, args), sounds(model, streams)
     times, ufs = [], Counter[float]()
     for tick in range(args.ticks + WARM_UP):
-        samples = clip[(places + tick * model.hop) % len(clip)]
+        samples = clip[(places + tick * model.geometry.hop) % len(clip)]
         if samples.is_cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -76,7 +76,7 @@ def ticks_ms(model: SlimDemucs, streams: int, args: argparse.Namespace) -> tuple
     return np.array(times), sum(uf * count for uf, count in ufs.items()) / ufs.total()
 
 
-def largest(model: SlimDemucs, args: argparse.Namespace) -> int:
+def largest(model: SlimModel, args: argparse.Namespace) -> int:
     """The largest number of streams whose ticks stay under the limit, within a thirty-second."""
     good, bad, trial = 0, None, 8
     while bad is None or bad - good > max(good // 32, 1):
@@ -88,7 +88,7 @@ def largest(model: SlimDemucs, args: argparse.Namespace) -> int:
     return good
 
 
-def describe(model: SlimDemucs, streams: int, args: argparse.Namespace) -> dict[str, object]:
+def describe(model: SlimModel, streams: int, args: argparse.Namespace) -> dict[str, object]:
     """Ticks with so many streams, measured anew."""
     times, mean_uf = ticks_ms(model, streams, args)
     quantiles = {f"p{100 * q:g}": round(float(np.quantile(times, q)), 2) for q in (0.5, 0.99, 1)}
@@ -101,7 +101,7 @@ def main() -> None:
     widths = parser.add_mutually_exclusive_group()
     widths.add_argument("--uf", default="0.25", help="width of all streams, or mixed")
     widths.add_argument("--budget", type=float, help="let the router choose, for this mean UF")
-    parser.add_argument("--backend", default="auto", help="auto, torch or numba")
+    parser.add_argument("--runtime", default="auto", help="auto, eager, cuda-graph or numba")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--at", type=int, help="do not search: time this many streams")
     parser.add_argument("--limit", type=float, default=8.0, help="ms of a tick")

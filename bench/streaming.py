@@ -43,14 +43,15 @@ import soundfile
 import torch
 from torch import nn
 
-from slimse import SlimDemucs, load
+from slimse import SlimModel, load
 from slimse.benchmark import Call, frame_call, interleaved, noisy_clip, offline_call, random_ufs, turn_ms
 from slimse.compiled.network import enhance
+from slimse.networks.state import leaves, tree_map
 from slimse.nn import DecoderBlock, EncoderBlock, GroupedGRU
 from slimse.ops import blocks as twins
 from slimse.ops.recurrent import slim_gru
 
-OWN = {"torch": {"backend": "torch"}, "compiled": {"backend": "numba"}, "half": {"backend": "numba", "half": True}}
+OWN = {"torch": {"runtime": "eager"}, "compiled": {"runtime": "numba"}, "half": {"runtime": "numba", "half": True}}
 
 
 class OpenEncoder(EncoderBlock):
@@ -78,11 +79,11 @@ class OpenGRU(GroupedGRU):
     def forward(self, x: torch.Tensor, width: int, state: tuple[torch.Tensor]) -> tuple:
         """As of `GroupedGRU`."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        out, new = slim_gru(x, *weights, self.size, state[0])
-        return out, (new,)
+        out, new = slim_gru(x, *weights, self.size, state[0].transpose(0, 1))
+        return out, (new.transpose(0, 1),)
 
 
-def opened(model: SlimDemucs) -> SlimDemucs:
+def opened(model: SlimModel) -> SlimModel:
     """A copy for compilers and exporters, to their best advantage."""
     model = copy.deepcopy(model)
     classes = {EncoderBlock: OpenEncoder, DecoderBlock: OpenDecoder, GroupedGRU: OpenGRU}
@@ -92,28 +93,27 @@ def opened(model: SlimDemucs) -> SlimDemucs:
 
 
 class Step(nn.Module):
-    """`SlimDemucs.step` at one UF, with the state as separate tensors."""
+    """`SlimModel.step` at one UF, with the state as separate tensors."""
 
-    def __init__(self, model: SlimDemucs, uf: float, state: tuple) -> None:
+    def __init__(self, model: SlimModel, uf: float, state: tuple) -> None:
         super().__init__()
         self.model, self.uf, self.state = model, uf, state
 
     def forward(self, samples: torch.Tensor, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Give the output and the new state."""
         rest = iter(flat)
-        groups = [tuple(next(rest) for _ in group) for group in self.state[:-1]]
-        out, state = self.model.step(samples, type(self.state)(*groups, self.state.samples), self.uf)
-        return (out, *(tensor for group in state[:-1] for tensor in group))
+        out, state = self.model.step(samples, tree_map(lambda _: next(rest), self.state), self.uf)
+        return (out, *leaves(state))
 
 
-def example(model: SlimDemucs) -> tuple[tuple, list[torch.Tensor]]:
+def example(model: SlimModel) -> tuple[tuple, list[torch.Tensor]]:
     """A state behind the first frame, and the inputs of a `Step` there."""
     with torch.no_grad():
-        _, state = model.step(0.05 * torch.randn(1, model.first_samples), model.initial_state(), 1.0)
-    return state, [0.05 * torch.randn(1, model.hop), *(tensor for group in state[:-1] for tensor in group)]
+        _, state = model.step(0.05 * torch.randn(1, model.geometry.first), model.initial_state(), 1.0)
+    return state, [0.05 * torch.randn(1, model.geometry.hop), *leaves(state)]
 
 
-def onnx_step(model: SlimDemucs, uf: float) -> Call:
+def onnx_step(model: SlimModel, uf: float) -> Call:
     """A frame in ONNX Runtime."""
     import onnxruntime
 
@@ -143,9 +143,9 @@ def session_options() -> object:
 class Core(nn.Module):
     """One width as plain layers, without the resampling."""
 
-    def __init__(self, model: SlimDemucs, uf: float) -> None:
+    def __init__(self, model: SlimModel, uf: float) -> None:
         super().__init__()
-        self.plain = model.extract(uf)
+        self.plain = model.extract(uf).network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[B, 1, T]`` at the network's inner rate."""
@@ -153,18 +153,18 @@ class Core(nn.Module):
         for block in self.plain.encoder:
             x = block(x)
             skips.append(x)
-        x = self.plain.bottleneck(x)
+        x, _ = self.plain.bottleneck(x, self.plain.initial_state(1).rnn)
         for block, skip in zip(reversed(self.plain.decoder), reversed(skips), strict=True):
             x = block(x + skip)
         return x
 
 
-def onnx_offline(model: SlimDemucs, uf: float, seconds: float) -> Call:
+def onnx_offline(model: SlimModel, uf: float, seconds: float) -> Call:
     """A whole signal in ONNX Runtime."""
     import onnxruntime
 
-    frames, frame_map = model.frames(round(seconds * model.config.sample_rate)), model.frame_map
-    x = torch.randn(1, 1, frame_map.lead(0) + 1 + (frames - 1) * frame_map.rate(0))
+    frames, frame_map = model.geometry.frames(round(seconds * model.sample_rate)), model.network.frame_map
+    x = torch.randn(1, 1, frame_map.first_span(0) + (frames - 1) * frame_map.positions_per_frame(0))
     buffer = io.BytesIO()
     torch.onnx.export(Core(model, uf), (x,), buffer, dynamo=False)
     session = onnxruntime.InferenceSession(buffer.getvalue(), session_options(), providers=["CPUExecutionProvider"])
@@ -172,7 +172,7 @@ def onnx_offline(model: SlimDemucs, uf: float, seconds: float) -> Call:
     return lambda: session.run(None, feed)
 
 
-def inductor_step(model: SlimDemucs, uf: float) -> Call:
+def inductor_step(model: SlimModel, uf: float) -> Call:
     """A frame in the code of `torch.compile`."""
     state, values = example(model)
     options = {"cpp_wrapper": True}
@@ -201,7 +201,7 @@ def paced(call: Call, frames: int, period: float) -> float:
 def work(frames: int, start: object, results: object) -> None:
     """Run frames at UF 1.0 in a process of its own; give back frames per second."""
     torch.set_num_threads(1)
-    call = frame_call(SlimDemucs().eval().requires_grad_(False), [1.0], backend="numba")
+    call = frame_call(SlimModel().eval().requires_grad_(False), [1.0], runtime="numba")
     call()
     start.wait()
     begin = time.perf_counter()
@@ -223,9 +223,9 @@ def processes(count: int, frames: int) -> float:
     return rate
 
 
-def cases(model: SlimDemucs, *, onnx: bool, inductor: bool) -> dict[tuple[str, float], Call]:
+def cases(model: SlimModel, *, onnx: bool, inductor: bool) -> dict[tuple[str, float], Call]:
     """A call per implementation and UF that runs the next frame of a stream."""
-    ufs = model.config.ufs
+    ufs = model.ufs
     calls = {(name, uf): frame_call(model, [uf], **options) for name, options in OWN.items() for uf in ufs}
     if onnx:
         calls |= {("onnx", uf): onnx_step(model, uf) for uf in ufs}
@@ -234,9 +234,9 @@ def cases(model: SlimDemucs, *, onnx: bool, inductor: bool) -> dict[tuple[str, f
     return calls
 
 
-def live(model: SlimDemucs, args: argparse.Namespace) -> dict:
+def live(model: SlimModel, args: argparse.Namespace) -> dict:
     """Back to back, paced, and with a UF drawn for each frame; ms."""
-    ufs, period = list(model.config.ufs), model.hop / model.config.sample_rate
+    ufs, period = list(model.ufs), model.geometry.hop / model.sample_rate
     calls = cases(model, onnx=not args.no_onnx, inductor=args.inductor)
     names = list(dict.fromkeys(name for name, _ in calls))
     turns = dict(zip(calls, interleaved(list(calls.values()), args.rounds, 20), strict=True))
@@ -258,11 +258,11 @@ def live(model: SlimDemucs, args: argparse.Namespace) -> dict:
     return result
 
 
-def offline(model: SlimDemucs, seconds: float, *, onnx: bool) -> dict[str, float]:
+def offline(model: SlimModel, seconds: float, *, onnx: bool) -> dict[str, float]:
     """Whole signals; ms."""
-    ufs = list(model.config.ufs)
+    ufs = list(model.ufs)
     whole = {("compiled", uf): offline_call(model, uf, seconds, "numba") for uf in ufs}
-    whole |= {("torch", uf): offline_call(model, uf, seconds, "torch") for uf in ufs}
+    whole |= {("torch", uf): offline_call(model, uf, seconds, "eager") for uf in ufs}
     whole[("mixture", 0.0)] = mixture_call(model, seconds)
     if onnx:
         whole |= {("onnx", uf): onnx_offline(model, uf, seconds) for uf in ufs}
@@ -323,7 +323,7 @@ def scaling(seconds: float) -> dict[str, float]:
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
-def measure(model: SlimDemucs, args: argparse.Namespace) -> dict:
+def measure(model: SlimModel, args: argparse.Namespace) -> dict:
     """All results."""
     result: dict = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
     if args.rounds:
@@ -336,7 +336,7 @@ def measure(model: SlimDemucs, args: argparse.Namespace) -> dict:
         result["slimse enhance"] = scaling(args.enhance)
     if args.frames:
         for name, options in (("UF 1", {"uf": 1.0}), ("router", {"budget": 0.25})):
-            call = frame_call(load() if name == "router" else model, backend="numba", **options)
+            call = frame_call(load() if name == "router" else model, runtime="numba", **options)
             result[f"{args.frames} frames, {name}"] = steadiness(call, args.frames)
     return result
 
@@ -345,12 +345,12 @@ MIXTURE = (0.33, 0.40, 0.25, 0.02)
 """Shares of the UFs that a router chooses at a target of 0.25 (arXiv 2507.04879)."""
 
 
-def mixture_call(model: SlimDemucs, seconds: float) -> Call:
+def mixture_call(model: SlimModel, seconds: float) -> Call:
     """A whole signal whose frames have the UFs of a router."""
-    noisy = 0.05 * torch.randn(1, round(seconds * model.config.sample_rate))
-    frames = model.frames(noisy.shape[1])
+    noisy = 0.05 * torch.randn(1, round(seconds * model.sample_rate))
+    frames = model.geometry.frames(noisy.shape[1])
     drawn = torch.multinomial(torch.tensor(MIXTURE), frames, True, generator=torch.Generator().manual_seed(0))
-    ufs = torch.tensor(model.config.ufs)[drawn][None]
+    ufs = torch.tensor(model.ufs)[drawn][None]
 
     @torch.no_grad()
     def call() -> object:
@@ -376,7 +376,7 @@ def main() -> None:
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    result = measure(SlimDemucs().eval().requires_grad_(False), args)
+    result = measure(SlimModel().eval().requires_grad_(False), args)
     if args.json:
         print(json.dumps(result, indent=2))
         return

@@ -16,10 +16,10 @@ import pytest
 import streaming
 import torch
 
-from slimse import SlimDemucs
+from slimse import SlimModel
 from slimse.profiling import profile
 
-MODEL = SlimDemucs().eval().requires_grad_(False)
+MODEL = SlimModel().eval().requires_grad_(False)
 IMPLEMENTATIONS = {
     "slimse": ("compiled", "fp32"),
     "slimse, half": ("half", "fp16 weights"),
@@ -38,7 +38,7 @@ def calls():
     return streaming.cases(MODEL, onnx=onnx, inductor=bool(shutil.which("c++") or shutil.which("g++")))
 
 
-@pytest.mark.parametrize("uf", MODEL.config.ufs, ids=lambda uf: f"uf{uf:g}")
+@pytest.mark.parametrize("uf", MODEL.ufs, ids=lambda uf: f"uf{uf:g}")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_frame(benchmark, calls, implementation, uf):
     """One implementation at a UF."""
@@ -54,9 +54,9 @@ def test_frame(benchmark, calls, implementation, uf):
             "implementation": implementation.split(",")[0],
             "uf": uf,
             "batch": 1,
-            "seconds": MODEL.hop / MODEL.config.sample_rate,
+            "seconds": MODEL.geometry.hop / MODEL.sample_rate,
             "kind": kind,
-            "macs": cost.macs_per_sample * MODEL.hop,
+            "macs": cost.macs_per_sample * MODEL.geometry.hop,
             "bytes": cost.weight_bytes_per_frame // (2 if own == "half" else 1),
             "roofline": None,
             "device": f"CPU ({platform.machine()}, 1 thread)",

@@ -50,12 +50,12 @@ def peer_tool(peer: Peer, noisy: Signal) -> Signal:
 
 
 @torch.no_grad()
-def slimse_tool(model: slimse.SlimDemucs, uf: float | str, budget: float | None, noisy: Signal) -> Signal:
+def slimse_tool(model: slimse.SlimModel, uf: float | str, budget: float | None, noisy: Signal) -> Signal:
     """Run a model at a UF or a budget."""
     return model(torch.from_numpy(noisy)[None, None], uf, budget)[0, 0].numpy()
 
 
-def slimse_step(model: slimse.SlimDemucs, uf: float | str, budget: float | None) -> Step:
+def slimse_step(model: slimse.SlimModel, uf: float | str, budget: float | None) -> Step:
     """A stream of a model."""
     streamer = slimse.Streamer(model, uf, budget=budget)
     return lambda hop: streamer.feed(torch.from_numpy(hop)).numpy()
@@ -147,7 +147,7 @@ def main() -> None:
             print(f"left out: {name} needs {error.name}: pip install --no-deps {peer.package}")
     for name, uf, budget in widths:
         tools[name] = partial(slimse_tool, model, uf, budget)
-        steps[name] = RATE, model.hop, slimse_step(model, uf, budget)
+        steps[name] = RATE, model.geometry.hop, slimse_step(model, uf, budget)
     pairs = find_pairs(options.noisy, options.clean)[: options.limit]
     if options.only != "speed":
         values: dict[str, list[list[float]]] = {tool: [] for tool in tools}

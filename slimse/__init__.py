@@ -8,7 +8,10 @@
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import load, save
-from .models import PRESETS, PlainDemucs, SlimDemucs, SlimDemucsConfig, load_denoiser
+from .config import PRESETS, ModelConfig
+from .denoiser import load_denoiser
+from .model import SlimModel
+from .networks import SlimDemucsConfig
 from .slimmify import at, calibrate, extract, slimmify
 from .streaming import Streamer
 from .width import WidthSet
@@ -18,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS",
-    "PlainDemucs",
-    "SlimDemucs",
+    "ModelConfig",
     "SlimDemucsConfig",
+    "SlimModel",
     "Streamer",
     "WidthSet",
     "at",

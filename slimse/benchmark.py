@@ -14,27 +14,27 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from .compiled import unavailable
 from .demo import bundled_clip
-from .models import SlimDemucs
+from .model import SlimModel
 from .profiling import profile
+from .runtimes.base import get_runtime, unavailable
 from .streaming import Streamer
 
 Call = Callable[[], object]
 HALF = "numba half"
-BACKENDS: dict[str, dict[str, Any]] = {
-    "torch": {"backend": "torch"},
-    "numba": {"backend": "numba"},
-    HALF: {"backend": "numba", "half": True},
+WAYS: dict[str, dict[str, Any]] = {
+    "eager": {"runtime": "eager"},
+    "numba": {"runtime": "numba"},
+    HALF: {"runtime": "numba", "half": True},
 }
 """What is timed, and the options of a `Streamer` for it."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One backend at one UF, or with the router choosing, on one thread."""
+    """One runtime at one UF, or with the router choosing, on one thread."""
 
-    backend: str
+    runtime: str
     uf: float | None
     """None where the router chooses."""
     frame_ms: float
@@ -44,11 +44,11 @@ class Timing:
     streams_per_core: int
     """Live streams that one core carries at that speed."""
     offline: float | None
-    """Seconds of sound per second of processing of a whole signal; None where a backend is for streams alone."""
+    """Seconds of sound per second of processing of a whole signal; None where a way is for streams alone."""
     mac_saving: float
     """Multiply-accumulates at UF 1.0 over those here, the router's included where it chooses."""
     saving: float
-    """Time of a frame at UF 1.0 over that here, of the same backend."""
+    """Time of a frame at UF 1.0 over that here, of the same runtime."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,23 @@ class Benchmark:
 
     timings: tuple[Timing, ...]
     random: dict[str, float]
-    """Per backend, ms of a frame whose UF is drawn anew each time: the mean over a turn, its median over the turns."""
+    """Per runtime, ms of a frame whose UF is drawn anew each time: the mean over a turn, its median over the turns."""
     budget: float | None
     """That the router chose for; None for a model without one."""
     missing: dict[str, str]
-    """Backends that cannot run, and why."""
+    """Runtimes that cannot run, and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
     def sentence(self) -> str:
-        """The result in plain words, of the backend that runs unless another is asked for."""
-        backend = "torch" if "numba" in self.missing else "numba"
-        loads = [(timing.uf, timing.load) for timing in self.timings if timing.backend == backend]
+        """The result in plain words, of the runtime that runs unless another is asked for."""
+        runtime = "eager" if "numba" in self.missing else "numba"
+        loads = [(timing.uf, timing.load) for timing in self.timings if timing.runtime == runtime]
         parts = [f"{100 * load:.1f} % at UF {uf:g}" for uf, load in reversed(loads) if uf is not None]
         parts += [f"{100 * load:.1f} % at a budget of {self.budget:g}" for uf, load in loads if uf is None]
-        return f"A live stream uses this much of one core ({backend}): {', '.join(parts)}."
+        return f"A live stream uses this much of one core ({runtime}): {', '.join(parts)}."
 
 
 def interleaved(calls: Sequence[Call], rounds: int, repeats: int = 1) -> list[list[float]]:
@@ -101,7 +101,7 @@ def noisy_clip(samples: int) -> NDArray[np.float32]:
     return np.resize(soundfile.read(bundled_clip(), dtype="float32")[0], samples)
 
 
-def frame_call(model: SlimDemucs, ufs: Sequence[float] | None = None, **options: Any) -> Call:
+def frame_call(model: SlimModel, ufs: Sequence[float] | None = None, **options: Any) -> Call:
     """A call that runs one more frame of a stream of noisy speech.
 
     Args:
@@ -110,34 +110,30 @@ def frame_call(model: SlimDemucs, ufs: Sequence[float] | None = None, **options:
         **options: of the `Streamer`.
     """
     streamer = Streamer(model, **options)
-    sound = noisy_clip(model.first_samples + 320 * model.hop)
-    streamer.feed(sound[: model.first_samples])
-    frames = itertools.cycle(sound[model.first_samples :].reshape(-1, model.hop))
+    sound = noisy_clip(model.geometry.first + 320 * model.geometry.hop)
+    streamer.feed(sound[: model.geometry.first])
+    frames = itertools.cycle(sound[model.geometry.first :].reshape(-1, model.geometry.hop))
     turns = itertools.cycle([None] if ufs is None else ufs)
     return lambda: streamer.feed(next(frames), next(turns))
 
 
-def random_ufs(model: SlimDemucs, count: int) -> list[float]:
+def random_ufs(model: SlimModel, count: int) -> list[float]:
     """``count`` UFs of the model, each as likely, from a fixed seed."""
-    drawn = torch.randint(len(model.config.ufs), (count,), generator=torch.Generator().manual_seed(0))
-    return [model.config.ufs[int(index)] for index in drawn]
+    drawn = torch.randint(len(model.ufs), (count,), generator=torch.Generator().manual_seed(0))
+    return [model.ufs[int(index)] for index in drawn]
 
 
-def offline_call(
-    model: SlimDemucs, uf: float | None, seconds: float, backend: str, budget: float | None = None
-) -> Call:
-    """A call that enhances a whole signal, on the layers (``"torch"``) or compiled (``"numba"``)."""
-    noisy = torch.from_numpy(noisy_clip(round(seconds * model.config.sample_rate)))[None]
+def offline_call(model: SlimModel, uf: float | None, seconds: float, runtime: str, budget: float | None = None) -> Call:
+    """A call that enhances a whole signal on a runtime."""
+    noisy = torch.from_numpy(noisy_clip(round(seconds * model.sample_rate)))[None]
 
     @torch.no_grad()
     def call() -> object:
-        if backend == "torch":
+        if runtime == "eager":
             return model.finish(noisy, model.initial_state(), uf, budget)
-        from .compiled.network import enhance
-
-        if budget is not None:
-            return enhance(model, noisy, model.route(noisy[:, None], budget), None)
-        return enhance(model, noisy, 1.0 if uf is None else uf, None)
+        chosen = 1.0 if uf is None else uf
+        ufs = chosen if budget is None else model.route(noisy[:, None], budget)
+        return get_runtime(runtime).enhance(model, noisy, ufs, None)
 
     return call
 
@@ -148,32 +144,32 @@ def turn_ms(times: Sequence[float], frames: int) -> float:
 
 
 def benchmark(
-    model: SlimDemucs, *, budget: float = 0.25, rounds: int = 10, frames: int = 32, seconds: float = 10.0
+    model: SlimModel, *, budget: float = 0.25, rounds: int = 10, frames: int = 32, seconds: float = 10.0
 ) -> Benchmark:
-    """Time every backend that can run, at every UF and with the router choosing, on one thread.
+    """Time every runtime that can run, at every UF and with the router choosing, on one thread.
 
     Args:
         model: a causal model in evaluation mode on the CPU.
         budget: for the router, if the model has one.
-        rounds: turns of all backends and UFs.
+        rounds: turns of all runtimes and UFs.
         frames: frames per turn.
         seconds: length of the whole signal.
 
     Raises:
         ValueError: for a budget out of range.
     """
-    reason = unavailable(model)
-    backends = {"torch": BACKENDS["torch"]} if reason is not None else BACKENDS
-    widths: list[float | None] = [*model.config.ufs]
+    reason = unavailable("numba", model, "stream")
+    ways = {"eager": WAYS["eager"]} if reason is not None else WAYS
+    widths: list[float | None] = [*model.ufs]
     if model.router is not None:
         widths.append(None)
-    cases = [(name, uf) for name in backends for uf in widths]
+    cases = [(name, uf) for name in ways for uf in widths]
     mixed = random_ufs(model, rounds * frames)
 
     def live(name: str, uf: float | None) -> Call:
         if uf is None:
-            return frame_call(model, budget=budget, **backends[name])
-        return frame_call(model, [uf], **backends[name])
+            return frame_call(model, budget=budget, **ways[name])
+        return frame_call(model, [uf], **ways[name])
 
     def whole(name: str, uf: float | None) -> Call:
         return offline_call(model, uf, seconds, name, budget if uf is None else None)
@@ -182,7 +178,7 @@ def benchmark(
     torch.set_num_threads(1)
     try:
         calls = [live(*case) for case in cases]
-        calls += [frame_call(model, mixed, **options) for options in backends.values()]
+        calls += [frame_call(model, mixed, **options) for options in ways.values()]
         spent = interleaved(calls, rounds, frames)
         signals = [case for case in cases if case[0] != HALF]
         offline = interleaved([whole(*case) for case in signals], 3)
@@ -194,10 +190,10 @@ def benchmark(
         for (name, uf), times in zip(cases, spent, strict=False)
     }
     speed = {case: seconds / median(times) for case, times in zip(signals, offline, strict=True)}
-    sound_ms = 1000 * model.hop / model.config.sample_rate
+    sound_ms = 1000 * model.geometry.hop / model.sample_rate
     timings = tuple(
         Timing(
-            backend=name,
+            runtime=name,
             uf=uf,
             frame_ms=frame_ms[name, uf],
             load=frame_ms[name, uf] / sound_ms,
@@ -208,17 +204,17 @@ def benchmark(
         )
         for name, uf in cases
     )
-    drawn = {name: turn_ms(times, frames) for name, times in zip(backends, spent[len(cases) :], strict=True)}
+    drawn = {name: turn_ms(times, frames) for name, times in zip(ways, spent[len(cases) :], strict=True)}
     missing = {} if reason is None else {"numba": reason}
     return Benchmark(timings, drawn, None if model.router is None else budget, missing)
 
 
 @torch.no_grad()
-def _macs(model: SlimDemucs, budget: float) -> dict[float | None, float]:
+def _macs(model: SlimModel, budget: float) -> dict[float | None, float]:
     """Multiply-accumulates per sample at each UF, and of what the router makes of the noisy clip."""
     costs = profile(model)
     macs: dict[float | None, float] = {width.uf: width.macs_per_sample for width in costs.widths}
     if model.router is not None:
-        clip = torch.from_numpy(noisy_clip(model.receptive_samples(320)))
+        clip = torch.from_numpy(noisy_clip(model.geometry.span(320)))
         macs[None] = costs.macs_per_sample(model.route(clip[None, None], budget))
     return macs

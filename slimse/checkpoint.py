@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from .atomic import written_whole
-from .models import SlimDemucs, SlimDemucsConfig
+from .config import ModelConfig
+from .model import SlimModel
+from .networks.base import config_class
 
 DEFAULT = "dynamic-v1"
 """Name of the bundled weights that `load` returns."""
@@ -23,7 +25,7 @@ _DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 def save(
-    model: SlimDemucs,
+    model: SlimModel,
     path: str | os.PathLike[str],
     *,
     dtype: torch.dtype | None = None,
@@ -55,10 +57,11 @@ def load(
     weights: str | os.PathLike[str] = DEFAULT,
     *,
     device: str | torch.device = "cpu",
+    runtime: str = "auto",
     backend: str = "auto",
     precision: str = "ieee",
     trainable: bool = False,
-) -> SlimDemucs:
+) -> SlimModel:
     """Load a model in float32, for inference unless it is to be trained.
 
     Args:
@@ -66,8 +69,9 @@ def load(
             a training run leaves it. A bundled name is never looked for in the working folder: for a folder of that
             name write ``./name``.
         device: where to put it.
-        backend: see `SlimDemucs`.
-        precision: see `SlimDemucs`.
+        runtime: see `SlimModel`.
+        backend: see `SlimModel`.
+        precision: see `SlimModel`.
         trainable: give a model in training mode whose parameters take gradients, for a training loop of your own.
 
     Raises:
@@ -79,7 +83,7 @@ def load(
     try:
         with safe_open(path, "pt") as file:
             config = _read_config(file)
-            model = SlimDemucs(config, backend=backend, precision=precision)
+            model = SlimModel(config, runtime=runtime, backend=backend, precision=precision)
             _check_names(file, model)
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -116,7 +120,7 @@ def _find(weights: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _read_config(file: Any) -> SlimDemucsConfig:
+def _read_config(file: Any) -> ModelConfig:
     """The configuration in the header, after making sure that the network is no larger than the file.
 
     Raises:
@@ -131,32 +135,21 @@ def _read_config(file: Any) -> SlimDemucsConfig:
         raise ValueError(f"the configuration in the header is damaged: {error}") from error
     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     stored = sum(math.prod(shape) for shape in shapes.values())
-    limits = {"depth": len(shapes), "rnn_layers": len(shapes), "stride": stored, "kernel_size": stored}
-    for name, most in limits.items():
-        value = values.get(name) if isinstance(values, dict) else None
+    sizes = values.get("network") if isinstance(values, dict) else None
+    if sizes is None:
+        raise ValueError("the configuration in the header names no network: expected one that `slimse.save` wrote")
+    for name, most in config_class(sizes).limits(len(shapes), stored).items():
+        value = sizes.get(name)
         if isinstance(value, int) and value > most:
             raise ValueError(f"{name} = {value} of the configuration: expected at most {most} by the size of the file")
-    config = SlimDemucsConfig.from_dict(values)
-    needed = _fewest_weights(config)
+    config = ModelConfig.from_dict(values)
+    needed = config.network.fewest_weights() + (config.router.fewest_weights() if config.router else 0)
     if needed > stored:
         raise ValueError(f"its configuration needs {needed} weights or more: expected at most the {stored} of the file")
     return config
 
 
-def _fewest_weights(config: SlimDemucsConfig) -> int:
-    """Weights of the convolutions, the recurrent layers and the router alone."""
-    needed = 0
-    for level in range(1, config.depth + 1):
-        before, here = config.channels(level - 1), config.channels(level)
-        needed += 2 * config.kernel_size * before * here + 4 * here * here
-    deepest = config.channels(config.depth)
-    needed += 6 * deepest * (deepest // config.groups) if config.rnn == "gru" else 8 * config.rnn_layers * deepest**2
-    if (router := config.router) is not None:
-        needed += router.filters * router.kernel_size + router.units * (3 * router.filters + router.knots)
-    return needed
-
-
-def _check_names(file: Any, model: SlimDemucs) -> None:
+def _check_names(file: Any, model: SlimModel) -> None:
     """Make sure that a file has the weights of a model, of its shapes and of a floating-point dtype.
 
     Raises:

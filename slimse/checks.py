@@ -36,6 +36,8 @@ def typed(kind: type, values: object, what: str, prefix: str = "") -> dict[str, 
 
 
 def _value(hint: Any, value: Any, what: str, key: str) -> Any:
+    if hint is Any:
+        return value
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

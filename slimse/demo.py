@@ -20,7 +20,7 @@ from .atomic import written_whole
 from .audio.enhance import block_length, enhance, enhance_file
 from .audio.files import read_blocks, read_info, read_tags
 from .audio.writing import AtomicWriter
-from .models import SlimDemucs
+from .model import SlimModel
 from .profiling import profile
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def check_plotting() -> None:
 
 
 def run_demo(
-    source: str | os.PathLike[str], folder: str | os.PathLike[str], model: SlimDemucs, *, force: bool = False
+    source: str | os.PathLike[str], folder: str | os.PathLike[str], model: SlimModel, *, force: bool = False
 ) -> list[DemoRow]:
     """Write ``noisy.wav``, ``enhanced_uf*.wav`` per UF, ``enhanced_auto.wav`` and ``demo.png`` into ``folder``.
 
@@ -98,7 +98,7 @@ def run_demo(
     if not source.is_file():
         raise FileNotFoundError(f"no such file: {source}")
     info = read_info(source)
-    targets: dict[float | None, Path] = {uf: folder / f"enhanced_uf{uf:g}.wav" for uf in model.config.ufs}
+    targets: dict[float | None, Path] = {uf: folder / f"enhanced_uf{uf:g}.wav" for uf in model.ufs}
     if model.router is not None:
         targets[None] = folder / "enhanced_auto.wav"
     noisy, picture = folder / "noisy.wav", folder / "demo.png"

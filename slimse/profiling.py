@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .models import SlimDemucs
+from .model import SlimModel
 
 _FRAMES = (2, 10)
 """Two call lengths in frames; the difference between them is free of the first frame's long run."""
@@ -53,7 +53,7 @@ class ModelProfile:
         return asdict(self)
 
 
-def _count_calls(model: SlimDemucs, uf: float | None, frames: int) -> tuple[dict[str, int], int]:
+def _count_calls(model: SlimModel, uf: float | None, frames: int) -> tuple[dict[str, int], int]:
     """MACs by module and weight bytes per frame of one offline call of ``frames`` frames; at UF None, of the router."""
     macs: dict[str, int] = defaultdict(int)
     weight_bytes = 0
@@ -67,43 +67,44 @@ def _count_calls(model: SlimDemucs, uf: float | None, frames: int) -> tuple[dict
 
         return hook
 
-    counted = [(name, module) for name, module in model.named_modules() if hasattr(module, "count")]
+    modules = [(name.removeprefix("network."), module) for name, module in model.named_modules()]
+    counted = [(name, module) for name, module in modules if hasattr(module, "count")]
     handles = [module.register_forward_hook(counter(name)) for name, module in counted]
     try:
         like = next(model.parameters())
         with torch.no_grad():
             budget = 1.0 if uf is None else None
             # Not `forward`, which may run compiled, past the hooks.
-            model.finish(like.new_zeros(1, model.receptive_samples(frames)), model.initial_state(), uf, budget)
+            model.finish(like.new_zeros(1, model.geometry.span(frames)), model.initial_state(), uf, budget)
     finally:
         for handle in handles:
             handle.remove()
     return macs, weight_bytes
 
 
-def profile(model: SlimDemucs) -> ModelProfile:
+def profile(model: SlimModel) -> ModelProfile:
     """Run ``model`` at each of its UFs and count what its modules did.
 
     Every module that multiplies reports each call by the positions it computed and the rows of the weights it read
     (``count``), so the figures follow the code. Element-wise operations are not counted, as is the custom.
     """
     widths = []
-    for uf in model.config.ufs:
+    for uf in model.ufs:
         blocks, read = _per_sample(model, uf)
         widths.append(WidthProfile(uf, sum(blocks.values()), read, blocks))
-    latency = 1000 * model.latency / model.config.sample_rate if model.config.causal else None
+    latency = 1000 * model.geometry.latency / model.sample_rate if model.causal else None
     return ModelProfile(
         widths=tuple(widths),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        sample_rate=model.config.sample_rate,
-        hop=model.hop,
+        sample_rate=model.sample_rate,
+        hop=model.geometry.hop,
         latency_ms=latency,
         router_macs_per_sample=_per_sample(model, None)[0]["router"] if model.router else None,
     )
 
 
-def _per_sample(model: SlimDemucs, uf: float | None) -> tuple[dict[str, float], int]:
+def _per_sample(model: SlimModel, uf: float | None) -> tuple[dict[str, float], int]:
     """MACs per sample by module, and weight bytes per frame."""
     (short, read), (long, _) = (_count_calls(model, uf, frames) for frames in _FRAMES)
-    samples = (_FRAMES[1] - _FRAMES[0]) * model.hop
+    samples = (_FRAMES[1] - _FRAMES[0]) * model.geometry.hop
     return {name: (long[name] - short[name]) / samples for name in long}, read

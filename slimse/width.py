@@ -1,6 +1,6 @@
-"""Utilization factors (UFs), channel counts, and which frame owns which position.
+"""Utilization factors (UFs) and channel counts.
 
-This is the only place that turns a UF into channels or a position into a frame. A *schedule* says which UF
+This is the only place that turns a UF into channels. A *schedule* says which UF
 every frame of a call runs at; a layer asks it for the width of each of its positions. A width is
 
 - an ``int``: the same number of active channels everywhere (*uniform*),
@@ -241,48 +241,3 @@ class Schedule:
         assert self.gates is not None
         prefix = torch.arange(channels, device=frame.device) < counts.unsqueeze(1)
         return SoftWidth((self.gates @ prefix.to(self.gates.dtype))[:, frame])
-
-
-@dataclass(frozen=True)
-class FrameMap:
-    """Which frame owns which position, for a causal U-Net of ``depth`` levels without padding.
-
-    One frame is one position of the deepest level. A position takes the width of the frame in which a
-    streamer first computes it; only then do streaming and offline agree. Frame 0 also owns the long first
-    run of every encoder level, as the first frame needs a whole receptive field.
-    """
-
-    depth: int
-    kernel_size: int
-    stride: int
-
-    def rate(self, level: int) -> int:
-        """Positions per frame at ``level`` (1 is the shallowest, ``depth`` the deepest)."""
-        return self.stride ** (self.depth - level)
-
-    def lead(self, level: int) -> int:
-        """The last position that frame 0 computes at encoder ``level`` (0 is the input of the first block)."""
-        lead = 0
-        for _ in range(self.depth - level):
-            lead = self.stride * lead + self.kernel_size - 1
-        return lead
-
-    def encoder_frames(self, level: int, positions: int, *, first: bool, device: torch.device | None = None) -> Tensor:
-        """Frame (int64 ``[positions]``) of every new position of encoder ``level`` in a call.
-
-        Args:
-            level: 1 to ``depth``.
-            positions: new positions of the call.
-            first: whether the call starts the signal; later calls continue one frame after another.
-            device: where to put the result.
-        """
-        index = torch.arange(positions, device=device)
-        rate = self.rate(level)
-        if not first:
-            return index.div(rate, rounding_mode="floor")
-        return (index - self.lead(level) + rate - 1).clamp(min=0).div(rate, rounding_mode="floor")
-
-    def decoder_frames(self, level: int, positions: int, frames: int, *, device: torch.device | None = None) -> Tensor:
-        """Frame (int64 ``[positions]``) of every new position of decoder ``level``; the last frame owns the tail."""
-        index = torch.arange(positions, device=device)
-        return index.div(self.rate(level), rounding_mode="floor").clamp(max=frames - 1)

@@ -21,9 +21,9 @@ import session
 import torch
 from cases import MIXTURE, Setup, compiled
 
-from slimse import PRESETS, SlimDemucs
-from slimse.models import RouterConfig
+from slimse import PRESETS, SlimModel
 from slimse.profiling import profile
+from slimse.router import RouterConfig
 
 BENCH = Path(__file__).parents[1] / "bench"
 ROUTED = replace(PRESETS["small"], router=RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4))
@@ -32,7 +32,7 @@ ROUTED = replace(PRESETS["small"], router=RouterConfig(filters=8, kernel_size=48
 def test_macs_of_the_blocks_are_those_of_the_profile():
     """Per sample of a long clip."""
     seconds = 60.0
-    for width in profile(SlimDemucs("paper")).widths:
+    for width in profile(SlimModel("paper")).widths:
         for name, block in (("encoder", roofline.encoder_block), ("decoder", roofline.decoder_block)):
             for level in range(1, 6):
                 k = roofline.CONFIG.ufs.channels(width.uf, roofline.CONFIG.channels(level))
@@ -141,7 +141,7 @@ def test_the_check_of_a_tick_finds_what_differs(monkeypatch):
 
 def test_what_compilers_get_is_the_network():
     streaming = pytest.importorskip("streaming", reason="the comparison needs numba", exc_type=ImportError)
-    model = SlimDemucs("small").eval()
+    model = SlimModel("small").eval()
     state, inputs = streaming.example(model)
     with torch.no_grad():
         plain, opened = (streaming.Step(m, 0.5, state)(*inputs) for m in (model, streaming.opened(model)))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from slimse import SlimDemucs, SlimDemucsConfig, Streamer, load
-from slimse.compiled import unavailable
+from slimse import ModelConfig, SlimDemucsConfig, SlimModel, Streamer, load
+from slimse.networks.state import leaves
+from slimse.runtimes.base import unavailable
 
 pytest.importorskip("numba", reason="the compiled path needs numba")
 
@@ -17,20 +18,20 @@ from slimse.compiled.network import pack
 from slimse.compiled.vector import WIDENS
 
 CONFIGS = {
-    "small": SlimDemucs("small").config,
+    "small": SlimModel("small").config,
     "lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", rnn_layers=2),
     "odd channels": SlimDemucsConfig(hidden=6, depth=3, growth=3, resample=2, rnn="lstm", ufs=(0.3, 0.5, 1.0)),
     "no resampling": SlimDemucsConfig(hidden=4, depth=2, kernel_size=6, stride=2, resample=1, groups=2),
     "no overlap": SlimDemucsConfig(hidden=4, depth=3, kernel_size=4, stride=4, resample=4, groups=1),
     "one level": SlimDemucsConfig(hidden=40, depth=1, groups=2),
-    "normalising": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", level="signal"),
+    "normalising": ModelConfig(SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm"), level="signal"),
     "paper": SlimDemucsConfig(),
 }
 
 
 def random_model(config):
     """Biases start at zero, which would hide those that are added twice or not at all."""
-    model = SlimDemucs(config).eval()
+    model = SlimModel(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "bias" in name:
@@ -41,10 +42,10 @@ def random_model(config):
 def run_both(model, noisy, seed, **options):
     """Random chunks, each at a random width, through both paths; the outputs of every chunk."""
     generator = np.random.default_rng(seed)
-    streamers = [Streamer(model, backend=backend, **options) for backend in ("torch", "numba")]
+    streamers = [Streamer(model, runtime=runtime, **options) for runtime in ("eager", "numba")]
     outputs, start = ([], []), 0
     while start < noisy.shape[-1]:
-        size, uf = int(generator.integers(1, 3 * model.hop + 300)), float(generator.choice(model.config.ufs))
+        size, uf = int(generator.integers(1, 3 * model.geometry.hop + 300)), float(generator.choice(model.ufs))
         for streamer, out in zip(streamers, outputs, strict=True):
             out.append(streamer.feed(noisy[..., start : start + size], uf))
         start += size
@@ -56,7 +57,8 @@ def run_both(model, noisy, seed, **options):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random_chunks_and_widths_equal_torch(name, relative_error):
     model = random_model(CONFIGS[name])
-    for seed, samples in enumerate((2, model.hop, model.first_samples, model.first_samples + 20 * model.hop + 5)):
+    hop, first = model.geometry.hop, model.geometry.first
+    for seed, samples in enumerate((2, hop, first, first + 20 * hop + 5)):
         expected, actual = run_both(model, torch.randn(samples), seed)
         assert [len(out) for out in actual] == [len(out) for out in expected]
         assert relative_error(torch.cat(actual), torch.cat(expected)) < 1e-5
@@ -64,7 +66,7 @@ def test_random_chunks_and_widths_equal_torch(name, relative_error):
 
 def test_weights_that_half_precision_holds_are_read_in_it_without_loss(relative_error):
     model = random_model(CONFIGS["small"])
-    noisy = torch.randn(model.first_samples + 5 * model.hop)
+    noisy = torch.randn(model.geometry.first + 5 * model.geometry.hop)
     assert pack(model).weights.dtype == np.float32
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -81,8 +83,8 @@ def test_weights_that_half_precision_holds_are_read_in_it_without_loss(relative_
 def test_a_long_chunk_of_the_paper_preset_equals_offline(uf, relative_error):
     """Longer than one pass over the levels."""
     model = random_model(CONFIGS["paper"])
-    noisy = torch.randn(70 * model.hop)
-    streamer = Streamer(model, uf, backend="numba")
+    noisy = torch.randn(70 * model.geometry.hop)
+    streamer = Streamer(model, uf, runtime="numba")
     enhanced = torch.cat([streamer.feed(noisy), streamer.flush()])
     assert relative_error(enhanced, model(noisy[None, None], uf)[0, 0]) < 1e-5
 
@@ -92,11 +94,11 @@ def test_a_long_chunk_of_the_paper_preset_equals_offline(uf, relative_error):
 def test_whole_signals_at_any_widths_equal_torch(name, relative_error):
     """A frame's width in random order: a pass groups the positions of one width."""
     model = random_model(CONFIGS[name])
-    model.backend = "numba"
-    for samples in (3, 70 * model.hop):
+    model.runtime = "numba"
+    for samples in (3, 70 * model.geometry.hop):
         noisy = torch.randn(2, 1, samples)
-        ufs = torch.tensor(model.config.ufs)
-        frames = model.frames(samples)
+        ufs = torch.tensor(model.ufs)
+        frames = model.geometry.frames(samples)
         mixed = ufs[torch.randint(len(ufs), (2, frames))]
         for uf in (0.5, mixed[:, 0], mixed):
             deviation = noisy[:, 0].std(1, keepdim=True) if model.config.level == "signal" else None
@@ -147,45 +149,45 @@ def test_several_streams_and_given_levels(relative_error):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_state_moves_between_backends(name, relative_error):
+def test_a_state_moves_between_runtimes(name, relative_error):
     """At the start, inside the first frame, and later."""
     model = random_model(CONFIGS[name])
-    noisy = torch.randn(model.first_samples + 9 * model.hop + 3)
-    whole = Streamer(model, 0.5, backend="torch")
+    noisy = torch.randn(model.geometry.first + 9 * model.geometry.hop + 3)
+    whole = Streamer(model, 0.5, runtime="eager")
     expected = torch.cat([whole.feed(noisy), whole.flush()])
     for cuts in (
         (0, 10),
-        (model.first_samples - 1, model.first_samples),
-        (model.first_samples + 2 * model.hop + 1, -9),
+        (model.geometry.first - 1, model.geometry.first),
+        (model.geometry.first + 2 * model.geometry.hop + 1, -9),
     ):
-        backends, outputs, state = ("numba", "torch", "numba"), [], None
+        runtimes, outputs, state = ("numba", "eager", "numba"), [], None
         pieces = noisy[: cuts[0]], noisy[cuts[0] : cuts[1]], noisy[cuts[1] :]
-        for backend, piece in zip(backends, pieces, strict=True):
-            streamer = Streamer(model, 0.5, backend=backend)
+        for runtime, piece in zip(runtimes, pieces, strict=True):
+            streamer = Streamer(model, 0.5, runtime=runtime)
             if state is not None:
                 streamer.state = state
             outputs.append(streamer.feed(piece))
             state = streamer.state
         # The normalising model estimates its level per chunk, so its chunks must be the same.
         if model.config.level == "signal":
-            whole = Streamer(model, 0.5, backend="torch")
+            whole = Streamer(model, 0.5, runtime="eager")
             expected = torch.cat([*(whole.feed(piece) for piece in pieces), whole.flush()])
         assert relative_error(torch.cat([*outputs, streamer.flush()]), expected) < 1e-5
 
 
 def test_nothing_is_written_to_a_saved_state():
     model = random_model(CONFIGS["small"])
-    streamer = Streamer(model, backend="numba")
+    streamer = Streamer(model, runtime="numba")
     streamer.feed(torch.randn(1000))
-    saved, before = streamer.state, torch.cat([part.flatten() for group in streamer.state.model[:-1] for part in group])
+    saved, before = streamer.state, torch.cat([part.flatten() for part in leaves(streamer.state.model)])
     streamer.feed(torch.randn(1000))
-    assert torch.equal(torch.cat([part.flatten() for group in saved.model[:-1] for part in group]), before)
+    assert torch.equal(torch.cat([part.flatten() for part in leaves(saved.model)]), before)
 
 
 def test_float16_weights_are_close():
     model = random_model(CONFIGS["paper"])
-    noisy = torch.randn(20 * model.hop)
-    exact, rounded = (Streamer(model, backend="numba", half=half).feed(noisy) for half in (False, True))
+    noisy = torch.randn(20 * model.geometry.hop)
+    exact, rounded = (Streamer(model, runtime="numba", half=half).feed(noisy) for half in (False, True))
     error = float((exact - rounded).norm() / exact.norm())
     assert 1e-6 < error < 2e-3
 
@@ -193,24 +195,24 @@ def test_float16_weights_are_close():
 @torch.no_grad()
 def test_nan_and_infinity_pass_through_whole_signals():
     model = random_model(CONFIGS["small"])
-    model.backend = "numba"
+    model.runtime = "numba"
     for value in (float("nan"), float("inf")):
         noisy = torch.randn(1, 1, 2000)
         noisy[..., 1000] = value
         expected, actual = model.finish(noisy[0], model.initial_state())[0], model(noisy)[0, 0]
         # Torch filters in blocks, padded with zeros times NaN, so its NaNs begin a little earlier.
         assert not (actual.isnan() & ~expected.isnan()).any()
-        assert actual[-model.hop :].isnan().all()
+        assert actual[-model.geometry.hop :].isnan().all()
 
 
 def test_new_weights_are_seen_by_new_streamers(relative_error):
     model = random_model(CONFIGS["small"])
     noisy = torch.randn(1000)
-    old = Streamer(model, backend="numba").feed(noisy)
+    old = Streamer(model, runtime="numba").feed(noisy)
     with torch.no_grad():
-        model.decoder[0].conv_weight.mul_(2)
-    new = Streamer(model, backend="numba").feed(noisy)
-    assert relative_error(new, Streamer(model, backend="torch").feed(noisy)) < 1e-5
+        model.network.decoder[0].conv_weight.mul_(2)
+    new = Streamer(model, runtime="numba").feed(noisy)
+    assert relative_error(new, Streamer(model, runtime="eager").feed(noisy)) < 1e-5
     assert relative_error(new, old) > 0.1
 
 
@@ -219,34 +221,35 @@ def test_a_model_made_in_inference_mode(relative_error):
     with torch.inference_mode():
         model = random_model(CONFIGS["one level"])
         for _ in range(2):
-            actual, model.backend = model(noisy, 0.5), "torch"
+            actual, model.runtime = model(noisy, 0.5), "eager"
             assert relative_error(actual, model(noisy, 0.5)) < 1e-5
-            model.backend = "auto"
+            model.runtime = "auto"
             for parameter in model.parameters():
                 parameter.mul_(1.1)
 
 
-def test_a_backend_that_cannot_run_is_refused():
-    double = SlimDemucs("small").double()
-    assert Streamer(double).backend == "torch"
-    assert Streamer(SlimDemucs("small")).backend == "numba"
+def test_a_runtime_that_cannot_run_is_refused():
+    double = SlimModel("small").double()
+    assert Streamer(double).runtime == "eager"
+    assert Streamer(SlimModel("small")).runtime == "numba"
     with pytest.raises(ValueError, match=r"'numba' cannot run here: the model is in torch.float64"):
-        Streamer(double, backend="numba")
-    with pytest.raises(ValueError, match=r"backend = 'tensorflow': expected one of"):
-        Streamer(double, backend="tensorflow")
+        Streamer(double, runtime="numba")
+    with pytest.raises(ValueError, match=r"runtime = 'tensorflow': expected one of"):
+        Streamer(double, runtime="tensorflow")
     with pytest.raises(ValueError, match="half = True"):
         Streamer(double, half=True)
-    assert "bidirectional" in unavailable(SlimDemucs(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", causal=False)))
+    whole = SlimModel(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", causal=False))
+    assert "bidirectional" in unavailable("numba", whole, "stream")
 
 
 def test_without_numba_torch_runs():
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "import slimse, torch\n"
-        "streamer = slimse.Streamer(slimse.SlimDemucs('small'))\n"
-        "streamer.feed(torch.zeros(500)); print(streamer.backend)\n"
-        "try: slimse.Streamer(streamer.model, backend='numba')\n"
+        "streamer = slimse.Streamer(slimse.SlimModel('small'))\n"
+        "streamer.feed(torch.zeros(500)); print(streamer.runtime)\n"
+        "try: slimse.Streamer(streamer.model, runtime='numba')\n"
         "except ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("torch\nbackend = 'numba' cannot run here: numba cannot be imported")
+    assert done.stdout.startswith("eager\nruntime = 'numba' cannot run here: numba cannot be imported")

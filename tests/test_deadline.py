@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from slimse import SlimDemucs, Streamer
+from slimse import SlimModel, Streamer
 from slimse.deadline import DeadlineController
 
-MODEL = SlimDemucs("small").eval()
-FRAME = MODEL.hop / MODEL.config.sample_rate
+MODEL = SlimModel("small").eval()
+FRAME = MODEL.geometry.hop / MODEL.sample_rate
 COST = {0.125: 0.04, 0.25: 0.06, 0.5: 0.1, 1.0: 0.19}
 """Load of each width on the idle machine."""
 
@@ -28,16 +28,16 @@ class SlowClock:
         return self.now
 
 
-def run(slowness, max_load, backend="auto"):
+def run(slowness, max_load, runtime="auto"):
     """One frame after another; the width of each and the load that it made."""
     clock = SlowClock()
-    clock.streamer = Streamer(MODEL, max_load=max_load, clock=clock, backend=backend)
-    clock.streamer.feed(torch.zeros(MODEL.first_samples))
+    clock.streamer = Streamer(MODEL, max_load=max_load, clock=clock, runtime=runtime)
+    clock.streamer.feed(torch.zeros(MODEL.geometry.first))
     widths, loads = [], []
     for factor in slowness:
         clock.slowness, before, width = factor, clock.now, clock.streamer.limit
         clock.calls = 0
-        clock.streamer.feed(torch.zeros(MODEL.hop))
+        clock.streamer.feed(torch.zeros(MODEL.geometry.hop))
         widths.append(width)
         loads.append((clock.now - before) / FRAME)
     return widths, loads
@@ -47,12 +47,12 @@ def ramp(start, end, frames):
     return torch.linspace(start, end, frames).tolist()
 
 
-@pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_no_underrun_and_recovery_when_the_machine_slows_down(backend):
+@pytest.mark.parametrize("runtime", ["eager", "auto"])
+def test_no_underrun_and_recovery_when_the_machine_slows_down(runtime):
     second = round(1 / FRAME)
     slow = [1.0] * second + ramp(1, 7, second) + [7.0] * second + ramp(7, 1, second) + [1.0] * 5 * second
     assert COST[1.0] * 7 > 1  # at full width frames would come too late
-    widths, loads = run(slow, 0.3, backend)
+    widths, loads = run(slow, 0.3, runtime)
     assert set(widths[:second]) == {1.0}
     assert max(loads) < 1
     assert max(widths[2 * second + 10 : 3 * second]) == 0.125
@@ -70,7 +70,7 @@ def test_a_steady_load_near_the_limit_does_not_swing():
 
 
 def test_a_frame_that_came_too_late_narrows_at_once():
-    controller = DeadlineController(MODEL.config.ufs, 0.9)
+    controller = DeadlineController(MODEL.ufs, 0.9)
     controller.measure(1.5 * FRAME, FRAME)
     assert controller.limit == 0.125
 

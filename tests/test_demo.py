@@ -15,13 +15,13 @@ import torch
 from typer.testing import CliRunner
 
 import slimse.demo
-from slimse import PRESETS, SlimDemucs
+from slimse import PRESETS, SlimModel
 from slimse.audio.enhance import enhance
 from slimse.checkpoint import save
 from slimse.cli import app
 from slimse.demo import bundled_clip, run_demo, spectrogram
-from slimse.models import RouterConfig
 from slimse.profiling import profile
+from slimse.router import RouterConfig
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -31,9 +31,9 @@ plot = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason
 
 
 @pytest.fixture(scope="module")
-def model() -> SlimDemucs:
+def model() -> SlimModel:
     torch.manual_seed(0)
-    return SlimDemucs("small").eval().requires_grad_(False)
+    return SlimModel("small").eval().requires_grad_(False)
 
 
 def write(path: Path, *, seconds: float = 0.5, rate: int = 16_000, channels: int = 1, subtype: str = "PCM_16") -> Path:
@@ -50,7 +50,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 @plot
-def test_writes_sound_at_every_uf_and_a_picture(tmp_path: Path, model: SlimDemucs) -> None:
+def test_writes_sound_at_every_uf_and_a_picture(tmp_path: Path, model: SlimModel) -> None:
     source = write(tmp_path / "in.wav", subtype="FLOAT")
     rows = run_demo(source, tmp_path / "new" / "out", model)
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == sorted(FILES)
@@ -71,7 +71,7 @@ def test_writes_sound_at_every_uf_and_a_picture(tmp_path: Path, model: SlimDemuc
 def test_router_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
-    model = SlimDemucs(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
+    model = SlimModel(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
     assert model.router is not None
     model.router.output.weight.mul_(30)
     drawn = []
@@ -83,7 +83,7 @@ def test_router_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.Monkey
     enhanced, _ = soundfile.read(tmp_path / "out" / "enhanced_auto.wav", dtype="float32")
     np.testing.assert_allclose(enhanced.T, enhance(noisy.T, rate, budget=row.budget, model=model), atol=1e-6)
     signal = torch.from_numpy(noisy.T.copy())
-    chosen, _ = model.decide(signal, model.initial_state(2), model.frames(len(noisy)), row.budget, shared=True)
+    chosen, _ = model.decide(signal, model.initial_state(2), model.geometry.frames(len(noisy)), row.budget, shared=True)
     np.testing.assert_array_equal(row.chosen, chosen[0])
     assert row.uf == pytest.approx(chosen[0].mean().item())
     assert row.macs_per_sample == pytest.approx(profile(model).macs_per_sample(chosen[0]))
@@ -93,7 +93,7 @@ def test_router_gets_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.Monkey
 @plot
 @pytest.mark.parametrize(("rate", "channels", "seconds"), [(44_100, 2, 0.3), (8_000, 1, 0.3), (16_000, 1, 0.0001)])
 def test_keeps_rate_channels_and_length(
-    tmp_path: Path, model: SlimDemucs, rate: int, channels: int, seconds: float
+    tmp_path: Path, model: SlimModel, rate: int, channels: int, seconds: float
 ) -> None:
     source = write(tmp_path / "in.flac", rate=rate, channels=channels, seconds=seconds)
     run_demo(source, tmp_path / "out", model)
@@ -104,7 +104,7 @@ def test_keeps_rate_channels_and_length(
 
 @plot
 def test_picture_of_a_long_file_shows_its_start_and_says_so(
-    tmp_path: Path, model: SlimDemucs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: SlimModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from matplotlib.figure import Figure
 
@@ -134,7 +134,7 @@ def test_spectrogram_of_any_length_fits_a_picture() -> None:
 
 
 @plot
-def test_existing_files_stay_unless_forced(tmp_path: Path, model: SlimDemucs) -> None:
+def test_existing_files_stay_unless_forced(tmp_path: Path, model: SlimModel) -> None:
     source, out = write(tmp_path / "in.wav"), tmp_path / "out"
     out.mkdir()
     (out / "demo.png").write_text("mine")
@@ -147,7 +147,7 @@ def test_existing_files_stay_unless_forced(tmp_path: Path, model: SlimDemucs) ->
         run_demo(out / "noisy.wav", out, model, force=True)
 
 
-def test_bad_inputs_raise(tmp_path: Path, model: SlimDemucs) -> None:
+def test_bad_inputs_raise(tmp_path: Path, model: SlimModel) -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.wav"):
         run_demo(tmp_path / "none.wav", tmp_path / "out", model)
@@ -161,7 +161,7 @@ def test_bad_inputs_raise(tmp_path: Path, model: SlimDemucs) -> None:
 
 
 def test_without_matplotlib_nothing_is_written(
-    tmp_path: Path, model: SlimDemucs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: SlimModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slimse.demo.importlib.util, "find_spec", lambda name: None)
     save(model, tmp_path / "small.safetensors")
@@ -174,7 +174,7 @@ def test_without_matplotlib_nothing_is_written(
 
 
 @plot
-def test_command_uses_the_bundled_clip_and_prints_where(tmp_path: Path, model: SlimDemucs) -> None:
+def test_command_uses_the_bundled_clip_and_prints_where(tmp_path: Path, model: SlimModel) -> None:
     save(model, tmp_path / "small.safetensors")
     options = ["demo", "-o", str(tmp_path / "out"), "--weights", str(tmp_path / "small.safetensors")]
     result = CliRunner().invoke(app, options)

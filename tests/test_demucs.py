@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import slimse
-from slimse import PRESETS, SlimDemucs, SlimDemucsConfig, load_denoiser
+from slimse import PRESETS, ModelConfig, SlimDemucsConfig, SlimModel, Streamer, load_denoiser
 from slimse.profiling import profile
+from slimse.testing import assert_close, run_in_chunks
 
 PUBLISHED = {0.125: 8_944, 0.25: 15_664, 0.5: 29_104, 1.0: 55_985}
-LSTM = SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", rnn_layers=2, level="signal")
+LSTM = ModelConfig(SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", rnn_layers=2), level="signal")
 VARIANTS = {
     "gru": PRESETS["small"],
     "lstm": LSTM,
@@ -24,17 +25,17 @@ VARIANTS = {
 
 @pytest.fixture(params=VARIANTS)
 def model(request):
-    return SlimDemucs(VARIANTS[request.param]).eval()
+    return SlimModel(VARIANTS[request.param]).eval()
 
 
 def random_ufs(model, batch, frames):
-    return torch.tensor(model.config.ufs)[torch.randint(len(model.config.ufs), (batch, frames))]
+    return torch.tensor(model.ufs)[torch.randint(len(model.ufs), (batch, frames))]
 
 
 @pytest.mark.parametrize("samples", [1, 2, 31, 255, 1001])
 def test_any_length_comes_back_as_long(model, samples):
     noisy = torch.randn(2, 1, samples)
-    enhanced = model(noisy, 0.6 if 0.6 in model.config.ufs else 0.25)
+    enhanced = model(noisy, 0.6 if 0.6 in model.ufs else 0.25)
     assert enhanced.shape == noisy.shape
     assert enhanced.isfinite().all()
 
@@ -42,10 +43,10 @@ def test_any_length_comes_back_as_long(model, samples):
 @torch.no_grad()
 def test_uniform_ragged_and_soft_agree(model, relative_error):
     noisy = torch.randn(3, 1, 2000)
-    frames = model.frames(2000)
-    for choice, uf in enumerate(model.config.ufs):
+    frames = model.geometry.frames(2000)
+    for choice, uf in enumerate(model.ufs):
         uniform = model(noisy, uf)
-        gates = torch.zeros(3, frames, len(model.config.ufs))
+        gates = torch.zeros(3, frames, len(model.ufs))
         gates[..., choice] = 1
         assert relative_error(model(noisy, torch.full((3,), uf)), uniform) < 1e-5
         assert relative_error(model(noisy, torch.full((3, frames), uf)), uniform) < 1e-5
@@ -55,38 +56,38 @@ def test_uniform_ragged_and_soft_agree(model, relative_error):
 @torch.no_grad()
 def test_mixed_widths_agree(model, relative_error):
     noisy = torch.randn(3, 1, 2000)
-    ufs = random_ufs(model, 3, model.frames(2000))
+    ufs = random_ufs(model, 3, model.geometry.frames(2000))
     ragged = model(noisy, ufs)
-    gates = torch.nn.functional.one_hot(model.config.ufs.indices(ufs), len(model.config.ufs)).float()
+    gates = torch.nn.functional.one_hot(model.ufs.indices(ufs), len(model.ufs)).float()
     assert relative_error(model(noisy, gates), ragged) < 1e-5
     for item in range(3):
         assert relative_error(model(noisy[item : item + 1], ufs[item : item + 1]), ragged[item : item + 1]) < 1e-5
-    per_item = torch.tensor([model.config.ufs[0], model.config.ufs[-1], model.config.ufs[0]])
+    per_item = torch.tensor([model.ufs[0], model.ufs[-1], model.ufs[0]])
     mixed = model(noisy, per_item)
     for item, uf in enumerate(per_item.tolist()):
-        uf = min(model.config.ufs, key=lambda known, uf=uf: abs(known - uf))
+        uf = min(model.ufs, key=lambda known, uf=uf: abs(known - uf))
         assert relative_error(mixed[item : item + 1], model(noisy[item : item + 1], uf)) < 1e-5
 
 
 def test_widths_differ_and_each_has_its_gradient():
-    model = SlimDemucs("small")
+    model = SlimModel("small")
     noisy = torch.randn(1, 1, 500)
     narrow, wide = model(noisy, 0.125), model(noisy, 1.0)
     assert (narrow - wide).abs().max() > 1e-3 * wide.abs().max()
     narrow.square().sum().backward()
-    weight = model.encoder[2].conv_weight
-    k = model.config.ufs.channels(0.125, weight.shape[0])
+    weight = model.network.encoder[2].conv_weight
+    k = model.ufs.channels(0.125, weight.shape[0])
     assert weight.grad[:k].abs().sum() > 0
     assert weight.grad[k:].abs().sum() == 0
 
 
 @torch.no_grad()
 def test_inactive_weights_are_not_read(relative_error):
-    model = SlimDemucs("small")
+    model = SlimModel("small")
     noisy = torch.randn(2, 1, 700)
     before = model(noisy, 0.25)
-    for level, block in enumerate([*model.encoder, *model.decoder]):
-        k = model.config.ufs.channels(0.25, model.config.channels(level % 3 + 1))
+    for level, block in enumerate([*model.network.encoder, *model.network.decoder]):
+        k = model.ufs.channels(0.25, model.network.config.channels(level % 3 + 1))
         block.conv_weight[k:] = torch.nan
         block.glu_weight[k:] = torch.nan
     assert torch.equal(model(noisy, 0.25), before)
@@ -98,8 +99,8 @@ def test_inactive_weights_are_not_read(relative_error):
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_number_formats(model, dtype, limit, relative_error):
     noisy = 0.1 * torch.randn(2, 1, 900)
-    expected = model(noisy, model.config.ufs[1])
-    actual = model.to(dtype)(noisy.to(dtype), model.config.ufs[1])
+    expected = model(noisy, model.ufs[1])
+    actual = model.to(dtype)(noisy.to(dtype), model.ufs[1])
     assert actual.dtype == dtype
     assert relative_error(actual, expected) < limit
 
@@ -116,15 +117,16 @@ def test_number_formats(model, dtype, limit, relative_error):
 )
 def test_bad_input_is_refused(noisy):
     with pytest.raises(ValueError, match="expected"):
-        SlimDemucs("small")(noisy)
+        SlimModel("small")(noisy)
 
 
 @pytest.mark.parametrize(
-    "value", [{"hidden": 0}, {"resample": 3}, {"stride": 3}, {"rnn": "rnn"}, {"groups": 3}, {"floor": 0}]
+    "value",
+    [{"hidden": 0}, {"resample": 3}, {"stride": 3}, {"rnn": "rnn"}, {"groups": 3}, {"floor": 0}, {"level": "x"}],
 )
 def test_bad_configurations_are_refused(value):
     with pytest.raises(ValueError, match=next(iter(value))):
-        SlimDemucsConfig(**value)
+        (ModelConfig if value.keys() & {"floor", "level"} else SlimDemucsConfig)(**value)
 
 
 def test_configuration_round_trip_and_unknown_keys():
@@ -138,7 +140,7 @@ def test_configuration_round_trip_and_unknown_keys():
 def test_extracted_widths_are_plain_small_and_equal(model, relative_error):
     noisy = torch.randn(2, 1, 1500)
     sizes = []
-    for uf in model.config.ufs:
+    for uf in model.ufs:
         plain = model.extract(uf)
         assert relative_error(plain(noisy), model(noisy, uf)) < 1e-6
         owners = {
@@ -153,25 +155,28 @@ def test_extracted_widths_are_plain_small_and_equal(model, relative_error):
 
 
 def test_state_dict_has_pytorch_layouts():
-    state = SlimDemucs("small").state_dict()
-    assert state["encoder.1.conv.weight"].shape == (16, 8, 8)
-    assert state["encoder.1.glu.weight"].shape == (32, 16, 1)
-    assert state["decoder.1.glu.weight"].shape == (32, 16, 1)
-    assert state["decoder.1.conv.weight"].shape == (16, 8, 8)
-    assert state["bottleneck.0.weight_ih_l0"].shape == (48, 16)
+    state = SlimModel("small").state_dict()
+    assert state["network.encoder.1.conv.weight"].shape == (16, 8, 8)
+    assert state["network.encoder.1.glu.weight"].shape == (32, 16, 1)
+    assert state["network.decoder.1.glu.weight"].shape == (32, 16, 1)
+    assert state["network.decoder.1.conv.weight"].shape == (16, 8, 8)
+    assert state["network.bottleneck.0.weight_ih_l0"].shape == (48, 16)
 
 
 def test_wrong_state_dicts_are_refused():
-    model = SlimDemucs("small")
+    model = SlimModel("small")
     state = model.state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
     for changed, message in (
         (
-            {name: tensor for name, tensor in state.items() if name != "encoder.1.glu.bias"},
+            {name: tensor for name, tensor in state.items() if name != "network.encoder.1.glu.bias"},
             r"Missing key.*encoder\.1\.glu\.bias",
         ),
-        ({**state, "encoder.1.extra": torch.zeros(1)}, r"Unexpected key.*encoder\.1\.extra"),
-        ({**state, "encoder.1.conv.weight": torch.zeros(16, 8, 9)}, r"encoder\.1\.conv\.weight has shape \(16, 8, 9\)"),
+        ({**state, "network.encoder.1.extra": torch.zeros(1)}, r"Unexpected key.*encoder\.1\.extra"),
+        (
+            {**state, "network.encoder.1.conv.weight": torch.zeros(16, 8, 9)},
+            r"1\.conv\.weight has shape \(16, 8, 9\)",
+        ),
     ):
         with pytest.raises(RuntimeError, match=re.compile(message, re.DOTALL)):
             model.load_state_dict(changed)
@@ -184,9 +189,25 @@ def test_untrained_weights_are_a_rough_copy_at_every_width(relative_error):
     time = torch.arange(4000) / 16_000
     noisy = 0.05 * sum(torch.sin(2 * torch.pi * f * time + f) for f in (110.0, 500.0, 1999.0))[None, None]
     for name in ("paper", "dns48"):
-        model = SlimDemucs(name)
-        for uf in model.config.ufs:
+        model = SlimModel(name)
+        for uf in model.ufs:
             assert relative_error(model(noisy, uf)[..., 500:-500], noisy[..., 500:-500]) < 0.1
+
+
+@torch.no_grad()
+def test_an_extracted_width_streams_and_is_saved(model, tmp_path):
+    noisy, uf = torch.randn(2, 1500), model.ufs[1]
+    plain = model.extract(uf)
+    assert plain.ufs == (1.0,)
+    expected = model(noisy[:, None], uf)[:, 0]
+    if model.config.level != "signal":
+        assert_close(run_in_chunks(Streamer(plain, streams=2), noisy, [77, 500, 1]), expected)
+    slimse.save(plain, tmp_path / "plain.safetensors")
+    again = slimse.load(tmp_path / "plain.safetensors")
+    assert again.config == plain.config
+    assert_close(again(noisy[:, None]), plain(noisy[:, None]), 1e-6)
+    with pytest.raises(ValueError, match="has no extract"):
+        plain.extract(1.0)
 
 
 # Costs -----------------------------------------------------------------------------------------------------------
@@ -194,7 +215,7 @@ def test_untrained_weights_are_a_rough_copy_at_every_width(relative_error):
 
 def test_published_macs():
     """The paper's table, within 1 %."""
-    for width in profile(SlimDemucs("paper")).widths:
+    for width in profile(SlimModel("paper")).widths:
         assert width.macs_per_sample == pytest.approx(PUBLISHED[width.uf], rel=0.01)
 
 
@@ -202,12 +223,12 @@ def test_macs_are_those_that_run():
     """Against PyTorch's own counter of matrix products, on the parts that are matrix products with no waste."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = SlimDemucs("small")
+    model = SlimModel("small")
     for width in profile(model).widths:
         counts = []
         for frames in (2, 10):
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(torch.randn(1, 1, model.receptive_samples(frames)), width.uf)
+                model(torch.randn(1, 1, model.geometry.span(frames)), width.uf)
             # The running level takes a few products per sample; a triangular matrix is only the form it has here.
             resampling = sum(
                 sum(ops.values())
@@ -216,11 +237,11 @@ def test_macs_are_those_that_run():
             )
             counts.append(counter.get_total_flops() - resampling)
         blocks = sum(macs for name, macs in width.blocks.items() if not name.startswith(("up", "down")))
-        assert (counts[1] - counts[0]) / 2 / (8 * model.hop) == pytest.approx(blocks)
+        assert (counts[1] - counts[0]) / 2 / (8 * model.geometry.hop) == pytest.approx(blocks)
 
 
 def test_weight_bytes_and_latency():
-    result = profile(SlimDemucs("paper"))
+    result = profile(SlimModel("paper"))
     assert result.widths[-1].weight_bytes_per_frame == 4 * result.parameters
     assert result.widths[0].weight_bytes_per_frame < 0.21 * result.widths[-1].weight_bytes_per_frame
     assert result.latency_ms == pytest.approx(47.6875)
@@ -238,15 +259,15 @@ def test_reference_weights_give_the_reference_output(shared, name, relative_erro
     for source in (folder, folder / "state_dict.safetensors"):
         model = load_denoiser(source)
         assert relative_error(model(pair["noisy"]), pair["enhanced"]) < 1e-5
-    for uf in model.config.ufs:
+    for uf in model.ufs:
         assert relative_error(model.extract(uf)(pair["noisy"]), model(pair["noisy"], uf)) < 1e-6
 
 
 def original_state(config):
     """Random weights under the original's names, in its order of decoder levels."""
-    state, depth = {}, config.depth
-    for name, tensor in SlimDemucs(config).state_dict().items():
-        part, level, *rest = name.split(".")
+    state, depth = {}, config.network.depth
+    for name, tensor in SlimModel(config).state_dict().items():
+        part, level, *rest = name.removeprefix("network.").split(".")
         if part == "encoder":
             name = f"encoder.{level}.{0 if rest[0] == 'conv' else 2}.{rest[1]}"
         elif part == "decoder":
@@ -328,7 +349,7 @@ def test_save_and_load(model, tmp_path, relative_error):
 
 
 def test_loading_what_is_no_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no bundled weights 'nothing'"):
+    with pytest.raises(FileNotFoundError, match="no weights 'nothing'"):
         slimse.load("nothing")
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         slimse.load(tmp_path / "none.safetensors")

@@ -8,7 +8,7 @@ import pytest
 import soxr
 import torch
 
-from slimse import SlimDemucs, SlimDemucsConfig
+from slimse import ModelConfig, SlimDemucsConfig, SlimModel
 from slimse.audio.enhance import BLOCK_SECONDS, Enhancer, block_length, dry_share, enhance
 from slimse.audio.network import deviation, open_network
 
@@ -54,8 +54,8 @@ def level(x: np.ndarray) -> float:
 
 
 @pytest.fixture
-def model() -> SlimDemucs:
-    return SlimDemucs("small").eval()
+def model() -> SlimModel:
+    return SlimModel("small").eval()
 
 
 # The stream --------------------------------------------------------------------------------------------------------
@@ -96,13 +96,13 @@ def test_the_high_band_is_kept_where_the_network_keeps_the_low_one() -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025])
-def test_the_network_hears_nothing_above_a_low_rate(rate: int, model: SlimDemucs) -> None:
+def test_the_network_hears_nothing_above_a_low_rate(rate: int, model: SlimModel) -> None:
     out = enhance(noise(1, rate)[0], rate, model=model)
     assert out.shape == (rate,)
     assert np.isfinite(out).all() and out.any()
 
 
-def test_the_result_does_not_depend_on_the_pieces(model: SlimDemucs) -> None:
+def test_the_result_does_not_depend_on_the_pieces(model: SlimModel) -> None:
     x = noise(2, 30_001)
     outs = [run(Enhancer(open_network(model, 2, 0.5), 44_100, 2), x, chunk) for chunk in (30_001, 4410, 333)]
     for one, other in pairwise(outs):
@@ -134,14 +134,14 @@ def test_blocks_share_their_sound_between_the_channels() -> None:
 
 
 @pytest.mark.parametrize("rate", [16_000, 48_000])
-def test_a_panned_source_keeps_its_level_difference(rate: int, model: SlimDemucs) -> None:
+def test_a_panned_source_keeps_its_level_difference(rate: int, model: SlimModel) -> None:
     source = noise(1, rate * 2)[0]
     stereo = np.stack([source, 0.3 * source])
     out = enhance(stereo, rate, 0.5, model=model)
     assert level(out[1]) - level(out[0]) == pytest.approx(20 * np.log10(0.3), abs=0.1)
 
 
-def test_a_silent_channel_stays_silent(model: SlimDemucs) -> None:
+def test_a_silent_channel_stays_silent(model: SlimModel) -> None:
     out = enhance(np.concatenate([noise(1, 16_000), np.zeros((1, 16_000), np.float32)]), 16_000, model=model)
     assert out[0].any() and not out[1].any()
 
@@ -152,7 +152,7 @@ def test_all_channels_are_one_call_of_the_network() -> None:
     assert {shape[0] for shape in stub.shapes} == {5}
 
 
-def test_equal_channels_stay_equal(model: SlimDemucs) -> None:
+def test_equal_channels_stay_equal(model: SlimModel) -> None:
     out = enhance(np.repeat(noise(1, 8000), 2, axis=0), 16_000, model=model)
     assert np.array_equal(out[0], out[1])
 
@@ -167,7 +167,7 @@ def test_dry_mixes_the_aligned_input_back_in(rate: int) -> None:
     assert decibels(run(Enhancer(Stub(gain=0), rate, 2, dry=1.0), x) - x, x) < -120
 
 
-def test_noise_is_lowered_by_no_more_than_the_limit(model: SlimDemucs) -> None:
+def test_noise_is_lowered_by_no_more_than_the_limit(model: SlimModel) -> None:
     share = dry_share(attenuation_limit=12)
     x = noise(1, 16_000)
     assert level(run(Enhancer(Stub(gain=0), 16_000, dry=share), x)) - level(x) == pytest.approx(-12, abs=0.01)
@@ -193,13 +193,13 @@ def test_dry_and_limit_exclude_each_other() -> None:
 # In memory ---------------------------------------------------------------------------------------------------------
 
 
-def test_one_channel_at_the_models_rate_is_the_models_output(model: SlimDemucs) -> None:
+def test_one_channel_at_the_models_rate_is_the_models_output(model: SlimModel) -> None:
     x = torch.randn(70_001) * 0.1
     expected = model(x.reshape(1, 1, -1), 0.25).detach().flatten()
     assert decibels((enhance(x, 16_000, 0.25, model=model) - expected).numpy(), expected.numpy()) < -90
 
 
-def test_at_another_rate_it_is_the_models_output_resampled_and_aligned(model: SlimDemucs) -> None:
+def test_at_another_rate_it_is_the_models_output_resampled_and_aligned(model: SlimModel) -> None:
     low = soxr.resample(noise(1, 8000)[0], 8_000, 16_000)
     x = soxr.resample(low, 16_000, 48_000)
     expected = model(torch.from_numpy(low).reshape(1, 1, -1)).detach().numpy().flatten()
@@ -212,8 +212,8 @@ def test_at_another_rate_it_is_the_models_output_resampled_and_aligned(model: Sl
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_models_that_normalise_get_the_level_of_the_whole_signal(causal: bool) -> None:
-    config = SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", level="signal", causal=causal)
-    model = SlimDemucs(config).eval()
+    config = ModelConfig(SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", causal=causal), level="signal")
+    model = SlimModel(config).eval()
     x = noise(1, 70_001)
     x[:, :30_000] *= 0.01
     expected = model(torch.from_numpy(x)[None]).detach().numpy()[0]
@@ -228,7 +228,7 @@ def test_deviation_is_that_of_each_channel() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3000,), (1, 3000), (2, 3000), (5, 3000)])
-def test_kind_shape_and_dtype_are_the_inputs(shape: tuple[int, ...], model: SlimDemucs) -> None:
+def test_kind_shape_and_dtype_are_the_inputs(shape: tuple[int, ...], model: SlimModel) -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         x = 0.1 * torch.randn(shape).to(dtype)
         out = enhance(x, 16_000, model=model)
@@ -239,7 +239,7 @@ def test_kind_shape_and_dtype_are_the_inputs(shape: tuple[int, ...], model: Slim
         assert isinstance(result, np.ndarray) and (result.shape, result.dtype) == (array.shape, array.dtype)
 
 
-def test_a_slice_of_an_array_is_not_changed_and_gives_the_same(model: SlimDemucs) -> None:
+def test_a_slice_of_an_array_is_not_changed_and_gives_the_same(model: SlimModel) -> None:
     wide = noise(3000, 4).astype(np.float64)
     before = wide.copy()
     assert np.array_equal(enhance(wide[:, 1], 16_000, model=model), enhance(wide[:, 1].copy(), 16_000, model=model))
@@ -259,12 +259,12 @@ def test_a_slice_of_an_array_is_not_changed_and_gives_the_same(model: SlimDemucs
         (np.full(1000, 3e38, np.float32), 16_000, r"expected finite samples of at most 1e\+06"),
     ],
 )
-def test_bad_arrays(audio: np.ndarray, rate: int, message: str, model: SlimDemucs) -> None:
+def test_bad_arrays(audio: np.ndarray, rate: int, message: str, model: SlimModel) -> None:
     with pytest.raises(ValueError, match=message):
         enhance(audio, rate, model=model)
 
 
-def test_a_nan_is_reported_with_its_time_and_channel(model: SlimDemucs) -> None:
+def test_a_nan_is_reported_with_its_time_and_channel(model: SlimModel) -> None:
     x = noise(2, 10 * 44_100)
     x[1, 9 * 44_100 + 11_025] = np.nan
     with pytest.raises(ValueError, match=r"nan at 9\.2500 s \(channel 1"):
@@ -273,11 +273,11 @@ def test_a_nan_is_reported_with_its_time_and_channel(model: SlimDemucs) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
 @pytest.mark.parametrize("rate", [16_000, 48_000])
-def test_silence_and_dc_give_a_valid_output(value: float, rate: int, model: SlimDemucs) -> None:
+def test_silence_and_dc_give_a_valid_output(value: float, rate: int, model: SlimModel) -> None:
     out = enhance(np.full((2, 5000), value, np.float32), rate, model=model)
     assert out.shape == (2, 5000) and np.isfinite(out).all()
 
 
-def test_a_bad_width_names_the_set(model: SlimDemucs) -> None:
+def test_a_bad_width_names_the_set(model: SlimModel) -> None:
     with pytest.raises(ValueError, match=r"0\.3.*0\.125, 0\.25, 0\.5, 1\.0"):
         enhance(noise(1, 100), 16_000, 0.3, model=model)

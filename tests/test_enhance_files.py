@@ -10,7 +10,7 @@ import soxr
 import torch
 from typer.testing import CliRunner
 
-from slimse import SlimDemucs
+from slimse import SlimModel
 from slimse.audio.enhance import BLOCK_SECONDS, enhance, enhance_file
 from slimse.checkpoint import save
 from slimse.cli import app, loading
@@ -27,15 +27,15 @@ def decibels(error: np.ndarray, reference: np.ndarray) -> float:
 
 
 @pytest.fixture
-def model() -> SlimDemucs:
-    return SlimDemucs("small").eval()
+def model() -> SlimModel:
+    return SlimModel("small").eval()
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save(SlimDemucs("small"), path)
+    save(SlimModel("small"), path)
     return str(path)
 
 
@@ -58,7 +58,7 @@ FORMATS = [
 
 @pytest.mark.parametrize(("suffix", "subtype"), FORMATS)
 def test_files_keep_format_rate_channels_and_length(
-    tmp_path: Path, suffix: str, subtype: str, model: SlimDemucs
+    tmp_path: Path, suffix: str, subtype: str, model: SlimModel
 ) -> None:
     source, target = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
     container = "OGG" if suffix == "opus" else suffix.upper()
@@ -73,7 +73,7 @@ def test_files_keep_format_rate_channels_and_length(
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_a_file_is_enhanced_as_its_samples_are(tmp_path: Path, rate: int, model: SlimDemucs) -> None:
+def test_a_file_is_enhanced_as_its_samples_are(tmp_path: Path, rate: int, model: SlimModel) -> None:
     x = noise(2, 3 * rate + 7)
     soundfile.write(tmp_path / "in.wav", x.T, rate, subtype="FLOAT")
     enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", model, 0.5, dry=0.1)
@@ -83,7 +83,7 @@ def test_a_file_is_enhanced_as_its_samples_are(tmp_path: Path, rate: int, model:
 
 
 @pytest.mark.parametrize("suffix", ["ogg", "opus", "mp3"])
-def test_lossy_formats_stay_aligned(tmp_path: Path, suffix: str, model: SlimDemucs) -> None:
+def test_lossy_formats_stay_aligned(tmp_path: Path, suffix: str, model: SlimModel) -> None:
     x = noise(1, 24_000)[0] * np.repeat(np.float32([0.1, 1.0, 0.1]), 8000)
     x = soxr.resample(soxr.resample(x, 24_000, 6_000), 6_000, 24_000)
     soundfile.write(tmp_path / "in.wav", x, 24_000, subtype="FLOAT")
@@ -95,14 +95,14 @@ def test_lossy_formats_stay_aligned(tmp_path: Path, suffix: str, model: SlimDemu
     assert abs((int(correlation.argmax()) + 32_768) % 65_536 - 32_768) <= 1
 
 
-def test_one_sample_silence_and_dc_in_a_file(tmp_path: Path, model: SlimDemucs) -> None:
+def test_one_sample_silence_and_dc_in_a_file(tmp_path: Path, model: SlimModel) -> None:
     for name, x in {"one": np.float32([0.5]), "silent": np.zeros(9000), "dc": np.full(9000, 0.5)}.items():
         soundfile.write(tmp_path / f"{name}.wav", x, 44_100)
         enhance_file(tmp_path / f"{name}.wav", tmp_path / f"{name}.out.wav", model)
         assert soundfile.info(tmp_path / f"{name}.out.wav").frames == len(x)
 
 
-def test_bad_samples_name_the_file_and_the_time(tmp_path: Path, model: SlimDemucs) -> None:
+def test_bad_samples_name_the_file_and_the_time(tmp_path: Path, model: SlimModel) -> None:
     x = noise(1, 96_000)[0]
     x[72_000] = np.nan
     soundfile.write(tmp_path / "bad.wav", x, 16_000, subtype="FLOAT")
@@ -114,7 +114,7 @@ def test_bad_samples_name_the_file_and_the_time(tmp_path: Path, model: SlimDemuc
     assert {path.name for path in tmp_path.iterdir()} == {"bad.wav", "none.wav"}
 
 
-def test_an_interrupt_leaves_nothing_and_progress_counts_seconds(tmp_path: Path, model: SlimDemucs) -> None:
+def test_an_interrupt_leaves_nothing_and_progress_counts_seconds(tmp_path: Path, model: SlimModel) -> None:
     soundfile.write(tmp_path / "in.wav", noise(1, 160_000)[0], 16_000)
     seconds: list[float] = []
 
@@ -224,11 +224,11 @@ def test_several_processes_do_the_same_as_one(tmp_path: Path, weights: str) -> N
 
 
 def test_a_long_wait_for_the_first_call_is_explained(monkeypatch, capsys):
-    model = SlimDemucs("small")
+    model = SlimModel("small")
     told = threading.Event()
     monkeypatch.setattr(loading, "_PATIENCE", 0.0)
     monkeypatch.setattr(loading.typer, "echo", lambda *args, **options: (print(*args), told.set()))
-    monkeypatch.setattr(SlimDemucs, "forward", lambda *_: told.wait(10))
+    monkeypatch.setattr(SlimModel, "forward", lambda *_: told.wait(10))
     assert loading.make_ready(model) is model
     assert "compiling" in capsys.readouterr().out
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from causal_conv import ConvConfig
 from typer.testing import CliRunner
 
-from slimse import PRESETS, SlimDemucs
+from slimse import SlimModel
 from slimse.audio.files import read_mono
 from slimse.checkpoint import save
 from slimse.cli import app
@@ -35,8 +36,8 @@ from slimse.evaluation import (
 from slimse.evaluation import metrics as metrics_module
 from slimse.evaluation.metrics import Scores
 from slimse.evaluation.routing import sentences, summarise
-from slimse.models import RouterConfig
 from slimse.profiling import profile
+from slimse.testing import tiny_model
 
 MIXED = Path(__file__).parents[1].parent / "shared" / "data" / "valid" / "mixed"
 REAL = "028_3005_snr+10.flac"
@@ -78,10 +79,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return noisy, clean
 
 
-@pytest.fixture(scope="module")
-def model() -> SlimDemucs:
+@pytest.fixture(scope="module", params=["demucs", "conv"])
+def model(request: pytest.FixtureRequest) -> SlimModel:
     torch.manual_seed(0)
-    return SlimDemucs("small").eval().requires_grad_(False)
+    return tiny_model({"demucs": "small", "conv": ConvConfig()}[request.param])
 
 
 def test_clean_against_itself_is_the_best_score() -> None:
@@ -164,12 +165,11 @@ def test_metric_names(monkeypatch: pytest.MonkeyPatch) -> None:
         check_metrics(["stoi"])
 
 
-def test_a_budget_is_scored_at_what_it_used(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
-    model = SlimDemucs(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
-    model.router.output.weight.normal_(std=4.0)
-    model.router.bias_ih.normal_()
+@pytest.mark.parametrize("network", ["small", ConvConfig()], ids=["demucs", "conv"])
+def test_a_budget_is_scored_at_what_it_used(
+    network: str | ConvConfig, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = tiny_model(network, router=True)
     pairs = find_pairs(*folders)
     report = evaluate_pairs(pairs, model, ufs=[0.25], budgets=[0.2, 0.7], metrics=["si_sdr"], jobs=1)
     assert report.ufs == (None, 0.25, Dynamic(0.2), Dynamic(0.7))
@@ -188,7 +188,7 @@ def test_a_budget_is_scored_at_what_it_used(folders: tuple[Path, Path], tmp_path
     report.write_json(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["means"][3]["budget"] == 0.7
     with pytest.raises(ValueError, match="no router"):
-        evaluate_pairs(pairs, SlimDemucs("small"), budgets=[0.2], metrics=["si_sdr"], jobs=1)
+        evaluate_pairs(pairs, SlimModel("small"), budgets=[0.2], metrics=["si_sdr"], jobs=1)
 
 
 def test_pairs_match_by_relative_path_whatever_the_suffix(folders: tuple[Path, Path]) -> None:
@@ -213,7 +213,7 @@ def test_pairs_that_do_not_match_raise(folders: tuple[Path, Path], tmp_path: Pat
         find_pairs(tmp_path / "none", clean)
 
 
-def test_report_has_the_noisy_input_and_every_uf(folders: tuple[Path, Path], model: SlimDemucs) -> None:
+def test_report_has_the_noisy_input_and_every_uf(folders: tuple[Path, Path], model: SlimModel) -> None:
     pairs = find_pairs(*folders)
     done: list[int] = []
     report = evaluate_pairs(pairs, model, metrics=FAST, jobs=1, progress=done.append)
@@ -248,7 +248,7 @@ def test_excluded_files_are_counted_and_left_out_of_the_mean(folders: tuple[Path
     assert report.to_dict()["files"][2]["stoi"] is None
 
 
-def test_processes_give_the_same_figures_in_the_same_order(folders: tuple[Path, Path], model: SlimDemucs) -> None:
+def test_processes_give_the_same_figures_in_the_same_order(folders: tuple[Path, Path], model: SlimModel) -> None:
     pairs = find_pairs(*folders)
     one, two = (evaluate_pairs(pairs, model, ufs=[0.5], metrics=["stoi"], jobs=jobs) for jobs in (1, 2))
     assert one == two
@@ -281,7 +281,7 @@ def test_a_bad_pair_is_named_and_left_out(folders: tuple[Path, Path]) -> None:
         evaluate_pairs(find_pairs(noisy, clean), None, metrics=FAST, jobs=1)
 
 
-def test_wrong_arguments_raise(folders: tuple[Path, Path], model: SlimDemucs) -> None:
+def test_wrong_arguments_raise(folders: tuple[Path, Path], model: SlimModel) -> None:
     pairs = find_pairs(*folders)
     with pytest.raises(ValueError, match=r"uf = 0\.3 is not one of this model's widths"):
         evaluate_pairs(pairs, model, ufs=[0.3], metrics=FAST)
@@ -370,7 +370,7 @@ def test_distillmos_hears_noise_at_any_level() -> None:
 
 
 def test_command_prints_a_table_and_writes_what_it_says(
-    folders: tuple[Path, Path], model: SlimDemucs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: tuple[Path, Path], model: SlimModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, table, data = tmp_path / "small.safetensors", tmp_path / "out.csv", tmp_path / "out.json"
     save(model, weights)

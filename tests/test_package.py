@@ -25,7 +25,7 @@ def run(*arguments):
 
 def test_import_needs_neither_triton_nor_audio_libraries():
     blocked = "import sys; sys.modules.update(dict.fromkeys(('triton', 'soundfile', 'soxr', 'lightning'), None)); "
-    code = "import slimse, torch; print(slimse.SlimDemucs('small')(torch.zeros(1, 1, 100), 0.25).shape)"
+    code = "import slimse, torch; print(slimse.SlimModel('small')(torch.zeros(1, 1, 100), 0.25).shape)"
     done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "torch.Size([1, 1, 100])"
 
@@ -111,7 +111,7 @@ def test_enhancing_the_bundled_clip_lowers_the_rain(model, speech):
     noisy = speech.numpy()
     energy = speech.unfold(0, 1600, 1600).square().mean(-1)
     quiet = energy < energy.quantile(0.2)
-    for uf in model.config.ufs:
+    for uf in model.ufs:
         enhanced = torch.from_numpy(slimse.enhance(noisy, 16_000, uf))
         after = enhanced.unfold(0, 1600, 1600).square().mean(-1)
         assert 10 * torch.log10(energy[quiet].mean() / after[quiet].mean()) > 6
@@ -126,11 +126,11 @@ def largest_jump(signal):
 @torch.no_grad()
 def test_changing_the_width_at_every_frame_makes_no_click(model, shared):
     """In no recording a sample-to-sample jump beyond 1.1 times that of the static widths: four noisy voices."""
-    ufs = torch.tensor(model.config.ufs)
+    ufs = torch.tensor(model.ufs)
     for path in sorted((shared / "data" / "valid" / "mixed" / "noisy").iterdir())[::15]:
         noisy = torch.from_numpy(soundfile.read(path, dtype="float32", frames=32_000)[0])[None, None]
-        frames = model.frames(noisy.shape[2])
-        static = [largest_jump(model(noisy, uf)) for uf in model.config.ufs]
+        frames = model.geometry.frames(noisy.shape[2])
+        static = [largest_jump(model(noisy, uf)) for uf in model.ufs]
         orders = [torch.tensor(order).repeat(frames)[:frames] for order in ([0, 3], [1, 2], [0, 1, 2, 3])]
         orders.append(torch.randint(4, (frames,), generator=torch.Generator().manual_seed(0)))
         switching = [largest_jump(model(noisy, ufs[order][None])) for order in orders]

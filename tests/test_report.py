@@ -12,10 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 import slimse
-from slimse import PRESETS, SlimDemucs
+from slimse import PRESETS, SlimModel
 from slimse.cli import app
 from slimse.evaluation import find_pairs
-from slimse.models import RouterConfig
+from slimse.router import RouterConfig
 
 pytest.importorskip("matplotlib", reason="reports need the extra slimse[train]")
 pytest.importorskip("pystoi", reason="reports need the extra slimse[train]")
@@ -29,7 +29,7 @@ def model():
     """The louder the sound, the wider."""
     torch.manual_seed(0)
     router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
-    model = SlimDemucs(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
+    model = SlimModel(replace(PRESETS["small"], router=router)).eval().requires_grad_(False)
     ours = model.router
     for parameter in (ours.input.weight, ours.output.weight, ours.bias_ih):
         parameter.zero_()
@@ -61,7 +61,7 @@ def test_a_softer_noise_is_followed(model, folders):
     error = np.square(trace.noisy - clean)
     inside, outside = error[27_000:40_000].mean(), error[:24_000].mean()
     assert 10 * np.log10(outside / inside) == pytest.approx(10, abs=0.5)
-    assert len(trace.chosen) == model.frames(len(noisy))
+    assert len(trace.chosen) == model.geometry.frames(len(noisy))
     assert trace.average_uf(inside=True) < trace.average_uf(inside=False)
     assert np.isfinite(trace.improvement).any()
     with pytest.raises(ValueError, match=r"lasts 1\.00 s"):
@@ -120,7 +120,7 @@ def test_rank_correlation_shares_ranks():
 
 
 def test_the_command_says_what_is_missing(folders, tmp_path):
-    slimse.save(SlimDemucs("small"), tmp_path / "none.safetensors")
+    slimse.save(SlimModel("small"), tmp_path / "none.safetensors")
     arguments = ["report", str(folders / "noisy"), str(folders / "clean"), "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, [*arguments, "--weights", str(tmp_path / "none.safetensors"), "--jobs", "1"])
     assert result.exit_code == 2

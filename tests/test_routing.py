@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from causal_conv import ConvConfig
 
 import slimse
-from slimse import PRESETS, SlimDemucs
-from slimse.models import RouterConfig
-from slimse.models.router import Router
+from slimse import PRESETS, ModelConfig, SlimModel
+from slimse.router import Router, RouterConfig
 
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
@@ -35,7 +35,7 @@ CONFIG = TrainConfig(stage="joint", preset="small", batch=4, narrow_batch=4, ste
 
 def module_of(config=CONFIG, model=None):
     torch.manual_seed(0)
-    module = SlimmableTraining(config, model or SlimDemucs(MODEL_CONFIG))
+    module = SlimmableTraining(config, model or SlimModel(MODEL_CONFIG))
     module.log = module.log_dict = lambda *_, **__: None
     return module
 
@@ -48,14 +48,14 @@ def some_pairs(count=4, samples=4000):
 
 
 def loss_of(beta=1.0, gamma=0.1):
-    return RoutingLoss(Router(RouterConfig(knots=4), PRESETS["small"].ufs, 256, 16_000), beta, gamma)
+    return RoutingLoss(Router(RouterConfig(knots=4), PRESETS["small"].network.ufs, 256, 16_000), beta, gamma)
 
 
 def use(loss, logits, budget):
     """Value and gradient of the loss for softmax gates ``[B, frames, 4]``."""
     logits = torch.as_tensor(logits, dtype=torch.float32).requires_grad_()
     budget = torch.as_tensor(budget, dtype=torch.float32)
-    router = Router(RouterConfig(knots=4), PRESETS["small"].ufs, 256, 16_000)
+    router = Router(RouterConfig(knots=4), PRESETS["small"].network.ufs, 256, 16_000)
     value, parts = loss(torch.softmax(logits, -1), budget, router.knot_weights(budget))
     value.backward()
     return float(value.detach()), logits.grad, parts
@@ -119,8 +119,8 @@ def test_descent_meets_the_budget_on_average_only(budget):
     loss = loss_of()
     logits = torch.zeros(2, 4, requires_grad=True)
     optimizer = torch.optim.Adam([logits], 0.02)
-    router = Router(RouterConfig(knots=4), PRESETS["small"].ufs, 256, 16_000)
-    budgets, ufs = torch.full((2,), budget), torch.tensor(PRESETS["small"].ufs)
+    router = Router(RouterConfig(knots=4), PRESETS["small"].network.ufs, 256, 16_000)
+    budgets, ufs = torch.full((2,), budget), torch.tensor(PRESETS["small"].network.ufs)
     for _ in range(300):
         shares = torch.softmax(logits, -1)
         value, _ = loss(shares[:, None].expand(2, 5, 4), budgets, router.knot_weights(budgets))
@@ -133,9 +133,12 @@ def test_descent_meets_the_budget_on_average_only(budget):
     assert hard > easy + 0.001
 
 
-def test_calibration_makes_the_mean_use_what_is_asked():
+@pytest.mark.parametrize(
+    "config", [MODEL_CONFIG, ModelConfig(ConvConfig(channels=400), router=MODEL_CONFIG.router)], ids=["demucs", "conv"]
+)
+def test_calibration_makes_the_mean_use_what_is_asked(config):
     torch.manual_seed(0)
-    model = SlimDemucs(MODEL_CONFIG).requires_grad_(False)
+    model = SlimModel(config).requires_grad_(False)
     model.router.output.weight.normal_(std=2.0)
     noisy = 0.05 * torch.randn(20, 1, 8000) * torch.logspace(-1.5, 0.5, 20)[:, None, None]
     calibrate(model, noisy)
@@ -149,7 +152,7 @@ def test_calibration_makes_the_mean_use_what_is_asked():
         fixed = costs.widths[0].macs_per_sample + per_uf * (0.94 * float(budget) - costs.widths[0].uf)
         assert costs.macs_per_sample(ufs) == pytest.approx(fixed, abs=0.06 * per_uf)
     assert (model.router.asked.diff() >= 0).all()
-    assert (model.route(noisy, model.config.ufs[0]) == model.config.ufs[0]).all()
+    assert (model.route(noisy, model.ufs[0]) == model.ufs[0]).all()
 
 
 def test_benefit_is_where_the_wide_output_is_better():
@@ -180,7 +183,7 @@ def test_frames_share_what_is_saved_of_the_loss():
 
 
 def test_max_entropy_shares_have_the_mean_that_is_asked():
-    ufs = PRESETS["small"].ufs
+    ufs = PRESETS["small"].network.ufs
     shares = max_entropy_shares(ufs, torch.tensor([0.125, 0.25, 0.6, 1.0]))
     assert (shares > 0).all()
     assert (shares @ torch.tensor(ufs))[1:3].tolist() == pytest.approx([0.25, 0.6], abs=1e-5)
@@ -210,7 +213,7 @@ def test_stages_train_what_they_should():
         assert len(gates) == (stage == "joint")
         assert not any(uf.requires_grad for uf in gates)
     with pytest.raises(ValueError, match="a model with a router"):
-        SlimmableTraining(CONFIG, SlimDemucs("small"))
+        SlimmableTraining(CONFIG, SlimModel("small"))
 
 
 def test_the_router_stage_measures_every_width_at_several_budgets(monkeypatch):
@@ -218,7 +221,7 @@ def test_the_router_stage_measures_every_width_at_several_budgets(monkeypatch):
     model, batch = module.model, some_pairs()
     # Widths that differ, and a deaf router, so that its shares are those of the budgets.
     with torch.no_grad():
-        for parameter in model.decoder.parameters():
+        for parameter in model.network.decoder.parameters():
             parameter.mul_(1 + torch.rand_like(parameter))
         model.router.output.weight.zero_()
     ran, asked = [], []
@@ -228,14 +231,14 @@ def test_the_router_stage_measures_every_width_at_several_budgets(monkeypatch):
     logged = {}
     module.log_dict = logged.update
     module.training_step(batch, 0)
-    assert ran == [(4, uf) for uf in model.config.ufs]
+    assert ran == [(4, uf) for uf in model.ufs]
     assert len(asked[0]) == 12 and len(asked[0].unique()) == 12
     wanted = model.router.knot_weights(asked[0]) @ model.router.bias_width
-    octaves = torch.tensor(model.config.ufs).log2()
+    octaves = torch.tensor(model.ufs).log2()
     shares = (-2 * (wanted[:, None] - octaves).square()).softmax(-1).unflatten(0, (3, 4)).mean(0)
-    outputs = [forward(batch[0], uf) for uf in model.config.ufs]
-    frames = model.frames(4000)
-    worth = torch.stack([frame_benefit(module.loss, *batch, outputs[-1], out, model.hop, frames) for out in outputs])
+    outputs = [forward(batch[0], uf) for uf in model.ufs]
+    frames, hop = model.geometry.frames(4000), model.geometry.hop
+    worth = torch.stack([frame_benefit(module.loss, *batch, outputs[-1], out, hop, frames) for out in outputs])
     weighted = worth.mean(2).t()
     assert float(logged["train/guide"]) == pytest.approx((shares * weighted).sum(1).mean().item(), rel=1e-3)
     with pytest.raises(ValueError, match="budgets_per_item = 2"):
@@ -255,7 +258,7 @@ def test_the_router_decides_alike_under_autocast():
 def test_fixed_trains_its_width_alone():
     module = module_of(replace(CONFIG, stage="fixed", fixed_uf=0.25))
     module.training_step(some_pairs(), 0).backward()
-    gradient = module.model.encoder[0].conv_weight.grad
+    gradient = module.model.network.encoder[0].conv_weight.grad
     assert gradient[:2].any()
     assert not gradient[2:].any()
 
@@ -274,7 +277,7 @@ def test_steps_draw_alike_again_and_differently_later():
 def test_a_router_learns_which_sound_is_worth_width():
     """White clips gain by width and dull ones do not: measured benefits tell the router so."""
     torch.manual_seed(0)
-    model = SlimDemucs(MODEL_CONFIG)
+    model = SlimModel(MODEL_CONFIG)
     router, loss = model.router, RoutingLoss(model.router)
     optimizer = MuonAdamW(router.named_parameters(), 0.01)
     white = torch.tensor([True, False] * 3)[:, None]
@@ -302,7 +305,7 @@ def test_a_router_learns_which_sound_is_worth_width():
 
 def test_prepare_adds_a_router_and_keeps_the_weights(tmp_path):
     torch.manual_seed(3)
-    bare = SlimDemucs("small")
+    bare = SlimModel("small")
     slimse.save(bare, tmp_path / "bare.safetensors")
     for model in (prepare(CONFIG, bare), prepare(replace(CONFIG, init=str(tmp_path / "bare.safetensors")))):
         assert model.router is not None

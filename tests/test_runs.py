@@ -15,8 +15,8 @@ import soundfile
 import torch
 
 import slimse
-from slimse import PRESETS, SlimDemucs
-from slimse.models import RouterConfig
+from slimse import PRESETS, SlimModel
+from slimse.router import RouterConfig
 
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
@@ -64,7 +64,7 @@ train(CONFIG.override(steps=2), Path(sys.argv[2]), Path(sys.argv[1]) / "run", No
 
 def small():
     torch.manual_seed(0)
-    return SlimDemucs(replace(PRESETS["small"], router=ROUTER))
+    return SlimModel(replace(PRESETS["small"], router=ROUTER))
 
 
 def whole_batch():
@@ -123,7 +123,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(voicebank, tmp_
         train(CONFIG.override(stage="router"), voicebank, tmp_path / "cut", None, small(), progress=False)
     assert "\n" not in str(failed.value)
     with pytest.raises(ValueError, match="does not fit the recipe"):
-        train(CONFIG, voicebank, tmp_path / "cut", None, SlimDemucs("small"), progress=False)
+        train(CONFIG, voicebank, tmp_path / "cut", None, SlimModel("small"), progress=False)
     capsys.readouterr()
     resumed = train(CONFIG, voicebank, tmp_path / "cut", None, small())
     # No advertisement, no warning of another package: what a log of the run holds is ours.
@@ -145,7 +145,7 @@ def test_other_ufs_are_trained_and_calibrated(voicebank, tmp_path):
     config = replace(CONFIG, stage="joint", ufs=(0.25, 0.5, 1.0), steps=2)
     path = train(config, voicebank, tmp_path, None, progress=False)
     model = slimse.load(path)
-    assert model.config.ufs == (0.25, 0.5, 1.0)
+    assert model.ufs == (0.25, 0.5, 1.0)
     router = model.router
     assert router.budgets[0] == pytest.approx(0.25)
     assert float(router.asked[0]) == pytest.approx(0.25)
@@ -160,7 +160,7 @@ def test_other_ufs_are_trained_and_calibrated(voicebank, tmp_path):
 
 
 def test_other_sample_rates_are_refused_before_anything_is_written(tmp_path):
-    model = SlimDemucs(replace(PRESETS["small"], sample_rate=48_000))
+    model = SlimModel(replace(PRESETS["small"].network, sample_rate=48_000))
     with pytest.raises(ValueError, match="sample_rate = 48000 of the model: the loss supports 16000 Hz alone"):
         train(replace(CONFIG, stage="backbone"), tmp_path / "data", tmp_path / "out", None, model, progress=False)
     assert not (tmp_path / "out").exists()
@@ -260,7 +260,7 @@ def test_fine_tuning_on_a_folder_of_pairs_is_one_command(voicebank, tmp_path):
     pairs.mkdir()
     for kind in ("noisy", "clean"):
         (voicebank / f"{kind}_testset_wav").rename(pairs / kind)
-    slimse.save(SlimDemucs("small"), tmp_path / "start.safetensors")
+    slimse.save(SlimModel("small"), tmp_path / "start.safetensors")
     recipe = tmp_path / "tune.toml"
     recipe.write_text(
         'stage = "joint"\nseconds = 0.4\nbatch = 2\nnarrow_batch = 2\nsteps = 1\nevery = 1\nprecision = "32-true"\n'

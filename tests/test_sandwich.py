@@ -55,10 +55,10 @@ def test_narrow_widths_learn_too():
 
 
 def test_networks_that_take_a_uf_and_networks_without():
-    model = slimse.SlimDemucs("small")
+    model = slimse.SlimModel("small")
     noisy = torch.randn(1, 1, 4000)
     loss = sandwich(model, (noisy, noisy), nn.functional.l1_loss, between=0, distill=0)
-    narrow, wide = (nn.functional.l1_loss(model(noisy, uf), noisy) for uf in (model.config.ufs[0], 1.0))
+    narrow, wide = (nn.functional.l1_loss(model(noisy, uf), noisy) for uf in (model.ufs[0], 1.0))
     torch.testing.assert_close(loss, narrow + wide)
     with pytest.raises(ValueError, match="Linear with no UFs of its own: expected ufs"):
         sandwich(nn.Linear(2, 2), (torch.randn(1, 2), torch.randn(1, 2)), MSE)

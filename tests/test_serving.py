@@ -5,20 +5,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from causal_conv import ConvConfig
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimse import SlimDemucs, SlimDemucsConfig, Streamer
-from slimse.models import RouterConfig
+from slimse import ModelConfig, SlimDemucsConfig, SlimModel, Streamer
+from slimse.networks.state import leaves
+from slimse.router import RouterConfig
+from slimse.runtimes.base import unavailable
 from slimse.serving import StreamBatch
 
 ROUTER = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
 CONFIGS = {
-    "small": SlimDemucs("small").config,
+    "small": SlimModel("small").config,
     "lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", rnn_layers=2),
     "paper": SlimDemucsConfig(),
-    "routed": replace(SlimDemucs("small").config, router=ROUTER),
-    "routed lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", router=ROUTER),
+    "routed": replace(SlimModel("small").config, router=ROUTER),
+    "conv": ConvConfig(),
+    "routed conv": ModelConfig(ConvConfig(), router=ROUTER),
+    "routed lstm": ModelConfig(SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm"), router=ROUTER),
 }
 PLANS = [(0, 9), (2, 14), (2, 1), (4, 3), (8, 12), (10, 7)]
 """Tick at which a stream joins, ticks that it stays: some leave before their first frame, slots are used again."""
@@ -26,7 +31,7 @@ PLANS = [(0, 9), (2, 14), (2, 1), (4, 3), (8, 12), (10, 7)]
 
 def built(name):
     """A model, whose router uses all of its widths on noise, which first weights do not."""
-    model = SlimDemucs(CONFIGS[name]).eval().requires_grad_(False)
+    model = SlimModel(CONFIGS[name]).eval().requires_grad_(False)
     if model.router is not None:
         model.router.output.weight.normal_(std=4.0)
         model.router.bias_ih.normal_()
@@ -36,14 +41,11 @@ def built(name):
 
 def wishes(model, streams, ticks, generator):
     """What each stream asks for at each tick, as arguments of `Streamer.feed`: widths, and budgets for a router."""
-    drawn = torch.randint(len(model.config.ufs), (streams, ticks), generator=generator)
+    drawn = torch.randint(len(model.ufs), (streams, ticks), generator=generator)
     budgets = torch.rand(streams, ticks, generator=generator) * 0.8 + 0.15
     auto = torch.rand(streams, ticks, generator=generator) < (0.7 if model.router is not None else 0.0)
     return [
-        [
-            (None, float(budgets[s, t])) if auto[s, t] else (model.config.ufs[int(drawn[s, t])], None)
-            for t in range(ticks)
-        ]
+        [(None, float(budgets[s, t])) if auto[s, t] else (model.ufs[int(drawn[s, t])], None) for t in range(ticks)]
         for s in range(streams)
     ]
 
@@ -55,18 +57,18 @@ def ask(batch, slot, uf, budget):
         batch.set_budget(slot, budget)
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("runtime", ["eager", "numba"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_streams_that_come_and_go_equal_streamers(name, backend, relative_error):
-    if backend == "numba":
-        pytest.importorskip("numba", reason="the compiled path needs numba")
+def test_streams_that_come_and_go_equal_streamers(name, runtime, relative_error):
     model = built(name)
+    if reason := unavailable(runtime, model, "batch"):
+        pytest.skip(reason)
     generator = torch.Generator().manual_seed(1)
-    batch = StreamBatch(model, 3, backend=backend)
-    assert batch.backend == backend
+    batch = StreamBatch(model, 3, runtime=runtime)
+    assert batch.runtime == runtime
     wanted = wishes(model, len(PLANS), 24, generator)
-    noisy = 0.05 * torch.randn(len(PLANS), 24, model.hop, generator=generator)
-    single = [Streamer(model, backend="torch") for _ in PLANS]
+    noisy = 0.05 * torch.randn(len(PLANS), 24, model.geometry.hop, generator=generator)
+    single = [Streamer(model, runtime="eager") for _ in PLANS]
     actual, expected, used = [[] for _ in PLANS], [[] for _ in PLANS], defaultdict(set)
     slots: dict[int, int] = {}
     for tick in range(24):
@@ -76,7 +78,7 @@ def test_streams_that_come_and_go_equal_streamers(name, backend, relative_error)
                 expected[stream].append(single[stream].flush(*wanted[stream][tick - 1]))
             if tick == begin:
                 slots[stream] = batch.join(*wanted[stream][tick])
-        samples = torch.full((3, model.hop), float("nan"))
+        samples = torch.full((3, model.geometry.hop), float("nan"))
         for stream, slot in slots.items():
             samples[slot] = noisy[stream, tick]
             ask(batch, slot, *wanted[stream][tick])
@@ -94,7 +96,7 @@ def test_streams_that_come_and_go_equal_streamers(name, backend, relative_error)
     assert all(len(seen) > 1 for seen in used.values()), used
     for stream, (_, stay) in enumerate(PLANS):
         whole = torch.cat(actual[stream])
-        assert len(whole) == stay * model.hop
+        assert len(whole) == stay * model.geometry.hop
         assert relative_error(whole, torch.cat(expected[stream])) < 1e-5
 
 
@@ -116,29 +118,31 @@ def test_a_tick_for_a_graph_stays_on_the_device_and_in_its_buffers(name):
     """What a CUDA graph demands of the tick, without one."""
     pytest.importorskip("triton", reason="graphs are of kernels")
     model = built(name)
-    batch = StreamBatch(model, 2, backend="torch")
+    batch = StreamBatch(model, 2, runtime="eager")
     layers = batch._slots
-    kept = [tensor.data_ptr() for group in layers._state[:-1] for tensor in group]
+    kept = [part.data_ptr() for part in leaves(layers._state)]
     joined = batch.join(budget=0.3)
     for _ in range(6):
-        batch.tick(torch.randn(2, model.hop))
-    assert kept == [tensor.data_ptr() for group in layers._state[:-1] for tensor in group]
+        batch.tick(torch.randn(2, model.geometry.hop))
+    assert kept == [part.data_ptr() for part in leaves(layers._state)]
     assert batch.slots == [joined]
     with FakeTensorMode(allow_non_fake_inputs=True):
         # Here kernels give tensors of the right shape, whose numbers nobody can look at.
-        model = SlimDemucs(CONFIGS[name], backend="triton").eval().requires_grad_(False)
-        layers = StreamBatch(model, 2, backend="torch")._slots
+        model = SlimModel(CONFIGS[name], backend="triton").eval().requires_grad_(False)
+        layers = StreamBatch(model, 2, runtime="eager")._slots
+        # As before a graph is recorded, which fills the tables of widths.
+        layers.run()
         with FromHost() as host:
             layers.run()
             assert host.seen == []
-            model.config.ufs.at(layers.choice)
+            model.ufs.at(layers.choice)
             assert len(host.seen) == 1
             with pytest.raises(DataDependentOutputException):
-                model.step(torch.randn(2, model.hop), layers._state, layers._asked)
+                model.step(torch.randn(2, model.geometry.hop), layers._state, layers._asked)
 
 
 def test_mistakes_are_named():
-    model = SlimDemucs("small").eval()
+    model = SlimModel("small").eval()
     with pytest.raises(ValueError, match="capacity = 0"):
         StreamBatch(model, 0)
     batch = StreamBatch(model, 1)
@@ -154,7 +158,7 @@ def test_mistakes_are_named():
         batch.tick(torch.zeros(1, 31))
     with pytest.raises(ValueError, match="no router"):
         batch.set_budget(0, 0.3)
-    with pytest.raises(ValueError, match="graph = True cannot run here: the model is on cpu"):
-        StreamBatch(model, 1, graph=True)
+    with pytest.raises(ValueError, match="runtime = 'cuda-graph' cannot run here: the model is on cpu"):
+        StreamBatch(model, 1, runtime="cuda-graph")
     with pytest.raises(ValueError, match="another level than 'signal'"):
-        StreamBatch(SlimDemucs(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", level="signal")), 1)
+        StreamBatch(SlimModel(ModelConfig(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm"), level="signal")), 1)

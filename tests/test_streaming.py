@@ -6,43 +6,24 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from causal_conv import ConvConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimse import SlimDemucs, SlimDemucsConfig, Streamer
+from slimse import ModelConfig, SlimDemucsConfig, SlimModel, Streamer
+from slimse.networks.state import leaves
+from slimse.testing import run_frames, run_in_chunks, tiny_model
 
-SMALL = SlimDemucs("small").eval()
+SMALL = SlimModel("small").eval()
 CONFIGS = {
     "small": SMALL.config,
     "lstm": SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", rnn_layers=2),
     "no resampling": SlimDemucsConfig(hidden=4, depth=2, kernel_size=6, stride=2, resample=1, groups=2),
     "no overlap": SlimDemucsConfig(hidden=4, depth=3, kernel_size=4, stride=4, resample=4, groups=1),
+    "conv": ConvConfig(),
 }
-UFS = st.sampled_from(SMALL.config.ufs)
-
-
-def run_in_chunks(streamer, noisy, sizes):
-    """Feed ``noisy`` in chunks of the given sizes, over and over."""
-    outputs, start, turn = [], 0, 0
-    while start < noisy.shape[-1]:
-        outputs.append(streamer.feed(noisy[..., start : start + sizes[turn % len(sizes)]]))
-        start += sizes[turn % len(sizes)]
-        turn += 1
-    return torch.cat([*outputs, streamer.flush()], dim=-1)
-
-
-@torch.no_grad()
-def run_frames(model, noisy, ufs, state=None):
-    """``[B, n]`` through `step` one frame at a time, frame ``t`` at ``ufs[:, t]``, and `finish`."""
-    state = state or model.initial_state(noisy.shape[0])
-    outputs, start, frame = [], 0, 0
-    while start + (used := model.hop if frame else model.first_samples) <= noisy.shape[1]:
-        out, state = model.step(noisy[:, start : start + used], state, ufs[:, frame])
-        outputs.append(out)
-        start, frame = start + used, frame + 1
-    return torch.cat(
-        [*outputs, model.finish(noisy[:, start:], state, ufs[:, frame:] if frame < ufs.shape[1] else ufs[:, -1])], 1
-    )
+MODELS = {"demucs": SMALL, "conv": tiny_model(ConvConfig())}
+UFS = st.sampled_from(SMALL.ufs)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -52,24 +33,28 @@ def run_frames(model, noisy, ufs, state=None):
     uf=UFS,
     seed=st.integers(0, 1000),
 )
+@pytest.mark.parametrize("network", MODELS)
 @torch.no_grad()
-def test_any_chunks_equal_offline(samples, sizes, uf, seed):
+def test_any_chunks_equal_offline(network, samples, sizes, uf, seed):
+    model = MODELS[network]
     noisy = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
-    streamed = run_in_chunks(Streamer(SMALL, uf), noisy, sizes)
-    offline = SMALL(noisy[None, None], uf)[0, 0]
+    streamed = run_in_chunks(Streamer(model, uf), noisy, sizes)
+    offline = model(noisy[None, None], uf)[0, 0]
     assert streamed.shape == noisy.shape
     assert (streamed - offline).norm() <= 1e-5 * offline.norm()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(samples=st.integers(1, 1200), seed=st.integers(0, 1000))
+@pytest.mark.parametrize("network", MODELS)
 @torch.no_grad()
-def test_a_random_width_per_frame_equals_offline(samples, seed):
+def test_a_random_width_per_frame_equals_offline(network, samples, seed):
+    model = MODELS[network]
     generator = torch.Generator().manual_seed(seed)
     noisy = torch.randn(2, samples, generator=generator)
-    ufs = torch.tensor(SMALL.config.ufs)[torch.randint(4, (2, SMALL.frames(samples)), generator=generator)]
-    streamed = run_frames(SMALL, noisy, ufs)
-    offline = SMALL(noisy[:, None], ufs)[:, 0]
+    ufs = torch.tensor(model.ufs)[torch.randint(4, (2, model.geometry.frames(samples)), generator=generator)]
+    streamed = run_frames(model, noisy, ufs)
+    offline = model(noisy[:, None], ufs)[:, 0]
     assert streamed.shape == noisy.shape
     assert (streamed - offline).norm() <= 1e-5 * offline.norm()
     # A whole signal's error can hide in its loudest part: the ends must agree by themselves.
@@ -80,13 +65,18 @@ def test_a_random_width_per_frame_equals_offline(samples, seed):
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_other_shapes_stream_too(name, relative_error):
-    model = SlimDemucs(CONFIGS[name]).eval()
-    for samples in (model.first_samples - 1, model.first_samples, model.first_samples + 5 * model.hop, 1003):
+    model = SlimModel(CONFIGS[name]).eval()
+    for samples in (
+        model.geometry.first - 1,
+        model.geometry.first,
+        model.geometry.first + 5 * model.geometry.hop,
+        1003,
+    ):
         noisy = torch.randn(2, samples)
-        ufs = torch.tensor(model.config.ufs)[torch.randint(4, (2, model.frames(samples)))]
+        ufs = torch.tensor(model.ufs)[torch.randint(4, (2, model.geometry.frames(samples)))]
         offline = model(noisy[:, None], ufs)[:, 0]
         assert relative_error(run_frames(model, noisy, ufs), offline) < 1e-5
-        uniform = run_in_chunks(Streamer(model, 0.5, streams=2), noisy, [model.hop])
+        uniform = run_in_chunks(Streamer(model, 0.5, streams=2), noisy, [model.geometry.hop])
         assert relative_error(uniform, model(noisy[:, None], 0.5)[:, 0]) < 1e-5
 
 
@@ -94,11 +84,11 @@ def test_other_shapes_stream_too(name, relative_error):
 def test_paper_preset_on_speech(shared, relative_error):
     path = sorted((shared / "data" / "valid" / "mixed" / "noisy").iterdir())[1]
     noisy = torch.from_numpy(soundfile.read(path, dtype="float32", frames=24_000)[0])
-    model = SlimDemucs("paper").eval()
-    ufs = torch.tensor(model.config.ufs)[torch.randint(4, (1, model.frames(len(noisy))))]
+    model = SlimModel("paper").eval()
+    ufs = torch.tensor(model.ufs)[torch.randint(4, (1, model.geometry.frames(len(noisy))))]
     offline = model(noisy[None, None], ufs)[0]
     assert relative_error(run_frames(model, noisy[None], ufs)[0], offline[0]) < 1e-5
-    for uf in model.config.ufs:
+    for uf in model.ufs:
         streamed = run_in_chunks(Streamer(model, uf), noisy, [160, 1, 777])
         assert relative_error(streamed, model(noisy[None, None], uf)[0, 0]) < 1e-5
 
@@ -107,8 +97,8 @@ def test_paper_preset_on_speech(shared, relative_error):
 @torch.no_grad()
 def test_latency_is_exact(name):
     """By the clock of samples fed, and by the reach of an impulse."""
-    model = SlimDemucs(CONFIGS[name]).eval()
-    samples = model.first_samples + 8 * model.hop
+    model = SlimModel(CONFIGS[name]).eval()
+    samples = model.geometry.first + 8 * model.geometry.hop
     noisy = torch.randn(samples)
     streamer, emitted, worst = Streamer(model), 0, 0
     for index in range(samples):
@@ -116,20 +106,23 @@ def test_latency_is_exact(name):
         if ready:
             worst = max(worst, index - emitted)
             emitted += ready
-    assert worst == model.latency == streamer.latency
+    assert worst == model.geometry.latency == streamer.latency
 
     # A change at sample p leaves alone all outputs before p - latency.
     before = model(noisy[None, None])[0, 0]
-    for position in (model.first_samples + 2 * model.hop, model.first_samples + 2 * model.hop + model.hop // 2):
+    for position in (
+        model.geometry.first + 2 * model.geometry.hop,
+        model.geometry.first + 2 * model.geometry.hop + model.geometry.hop // 2,
+    ):
         changed = noisy.clone()
         changed[position] += 10
         touched = (model(changed[None, None])[0, 0] != before).nonzero().flatten()
-        assert position - model.latency <= int(touched[0]) < position
+        assert position - model.geometry.latency <= int(touched[0]) < position
 
 
 @torch.no_grad()
 def test_paper_latency_in_milliseconds():
-    assert 1000 * SlimDemucs("paper").latency / 16_000 == 47.6875
+    assert 1000 * SlimModel("paper").geometry.latency / 16_000 == 47.6875
 
 
 @torch.no_grad()
@@ -152,21 +145,20 @@ def test_state_is_a_value(tmp_path):
     assert (tmp_path / "state.pt").stat().st_size < 200_000
 
     state = SMALL.initial_state(1)
-    _, state = SMALL.step(noisy[None, : SMALL.first_samples], state)
+    _, state = SMALL.step(noisy[None, : SMALL.geometry.first], state)
     kept = copy.deepcopy(state)
-    SMALL.step(noisy[None, : SMALL.hop], state, 0.125)
-    for old, new in zip(kept[:-1], state[:-1], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+    SMALL.step(noisy[None, : SMALL.geometry.hop], state, 0.125)
+    assert all(torch.equal(old, new) for old, new in zip(leaves(kept), leaves(state), strict=True))
 
 
 @torch.no_grad()
 def test_state_sizes_stay_constant():
     state = SMALL.initial_state(3)
     sizes = set()
-    _, state = SMALL.step(torch.randn(3, SMALL.first_samples), state)
+    _, state = SMALL.step(torch.randn(3, SMALL.geometry.first), state)
     for frames in (1, 3, 1, 2):
-        _, state = SMALL.step(torch.randn(3, frames * SMALL.hop), state)
-        sizes.add(tuple(tensor.shape for group in state[:-1] for tensor in group))
+        _, state = SMALL.step(torch.randn(3, frames * SMALL.geometry.hop), state)
+        sizes.add(tuple(part.shape for part in leaves(state)))
     assert len(sizes) == 1
 
 
@@ -182,8 +174,8 @@ def test_batched_streams_equal_single_ones(relative_error):
 
 @torch.no_grad()
 def test_width_can_change_at_every_feed(relative_error):
-    noisy, hop, first = torch.randn(900), SMALL.hop, SMALL.first_samples
-    ufs = torch.tensor(SMALL.config.ufs)[torch.randint(4, (1, SMALL.frames(900)))]
+    noisy, hop, first = torch.randn(900), SMALL.geometry.hop, SMALL.geometry.first
+    ufs = torch.tensor(SMALL.ufs)[torch.randint(4, (1, SMALL.geometry.frames(900)))]
     streamer, outputs = Streamer(SMALL), []
     outputs.append(streamer.feed(noisy[:first], ufs[0, 0].item()))
     frame = 1
@@ -197,7 +189,7 @@ def test_width_can_change_at_every_feed(relative_error):
 
 @torch.no_grad()
 def test_normalising_model_with_the_deviation_given(relative_error):
-    model = SlimDemucs(SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm", level="signal")).eval()
+    model = SlimModel(ModelConfig(SlimDemucsConfig(hidden=8, depth=3, resample=2, rnn="lstm"), level="signal")).eval()
     noisy = 0.05 * torch.randn(1200)
     given = run_in_chunks(Streamer(model, input_std=float(noisy.std())), noisy, [100])
     assert relative_error(given, model(noisy[None, None])[0, 0]) < 1e-5
@@ -226,20 +218,20 @@ def test_empty_streams():
     assert streamer.flush().shape == (0,)
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
-def test_a_sample_that_is_not_finite_is_refused_and_nothing_is_lost(backend):
-    model = SlimDemucs("small").eval()
+@pytest.mark.parametrize("runtime", ["eager", "numba"])
+def test_a_sample_that_is_not_finite_is_refused_and_nothing_is_lost(runtime):
+    model = SlimModel("small").eval()
     torch.manual_seed(0)
-    x, streamer = torch.randn(2, 500), Streamer(model, streams=2, backend=backend)
+    x, streamer = torch.randn(2, 500), Streamer(model, streams=2, runtime=runtime)
     out = [streamer.feed(x[:, :300])]
     bad = x.clone()
     bad[1, 7] = float("inf")
     with pytest.raises(ValueError, match="holds inf at sample 7 of stream 1"):
         streamer.feed(bad)
     with pytest.raises(ValueError, match="holds nan at sample 2: expected finite"):
-        Streamer(model, backend=backend).feed(np.array([0, 1, np.nan], np.float32))
+        Streamer(model, runtime=runtime).feed(np.array([0, 1, np.nan], np.float32))
     with pytest.raises(ValueError, match=r"holds 1e\+30 at sample 0: expected finite samples of at most 1e\+06"):
-        Streamer(model, backend=backend).feed(np.full(9, 1e30, np.float32))
+        Streamer(model, runtime=runtime).feed(np.full(9, 1e30, np.float32))
     out += [streamer.feed(x[:, 300:]), streamer.flush()]
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(out, dim=1), model(x.unsqueeze(1), 1.0)[:, 0], atol=1e-5, rtol=0)
@@ -257,10 +249,10 @@ def test_bad_input_is_refused_and_nothing_is_lost():
     with pytest.raises(ValueError, match=r"\(0.125, 0.25, 0.5, 1.0\)"):
         Streamer(SMALL, 0.7)
     with pytest.raises(ValueError, match="bidirectional"):
-        Streamer(SlimDemucs(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", causal=False)))
+        Streamer(SlimModel(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", causal=False)))
     with pytest.raises(ValueError, match="streams = 0"):
         Streamer(SMALL, streams=0)
     with pytest.raises(ValueError, match="a multiple of 32"):
         SMALL.step(torch.zeros(1, 131), SMALL.initial_state(1))
-    with pytest.raises(ValueError, match=r"state.up\[0\] has shape \(1, 55\).* expected \(2, 55\)"):
+    with pytest.raises(ValueError, match=r"state.network.up\[0\] has shape \(1, 55\).* expected \(2, 55\)"):
         Streamer(SMALL, streams=2).state = streamer.state

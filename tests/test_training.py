@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from causal_conv import ConvConfig
 
 import slimse
-from slimse import PRESETS, SlimDemucs
+from slimse import PRESETS, SlimModel
 
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
@@ -86,7 +87,7 @@ def test_wandering_widths_stay_for_a_while_and_use_all():
 
 
 def test_switching_steps_run_the_batch_at_widths_that_change(data, monkeypatch):
-    model = SlimDemucs("small")
+    model = SlimModel("small")
     module = SlimmableTraining(CONFIG.override(switching=0.999), model)
     monkeypatch.setattr(module, "log", lambda *_: None)
     called = []
@@ -96,12 +97,12 @@ def test_switching_steps_run_the_batch_at_widths_that_change(data, monkeypatch):
     monkeypatch.setattr(SlimmableTraining, "global_step", 0)
     module.training_step((noisy, clean), 0).backward()
     (ufs,) = called
-    assert ufs.shape == (3, model.frames(8000))
+    assert ufs.shape == (3, model.geometry.frames(8000))
     assert len(ufs.unique()) > 2
 
 
 def test_louder_frames_get_wider_widths_within_the_budget():
-    ufs, frames = PRESETS["paper"].ufs, 400
+    ufs, frames = PRESETS["paper"].network.ufs, 400
     loud = torch.arange(frames) % 40 < 20
     noisy = torch.randn(2, 1, frames * 256) * torch.where(loud, 0.1, 0.001).repeat_interleave(256)
     budget = torch.tensor([0.2, 0.6])
@@ -233,9 +234,10 @@ def test_muon_learns_gates_and_groups_as_matrices():
         assert values.max() < 1.4
 
 
-def test_a_step_trains_every_width():
+@pytest.mark.parametrize("network", ["small", ConvConfig()], ids=["demucs", "conv"])
+def test_a_step_trains_every_width(network):
     torch.manual_seed(1)
-    module = SlimmableTraining(CONFIG, SlimDemucs("small"))
+    module = SlimmableTraining(CONFIG, SlimModel(network))
     calls = []
     handle = module.model.register_forward_pre_hook(lambda _, args: calls.append((args[1], args[0].shape[0])))
     noisy = 0.1 * torch.randn(3, 1, 4000)
@@ -251,7 +253,7 @@ def test_a_step_trains_every_width():
 def test_narrow_widths_can_take_turns():
     calls = set()
     for step in range(2):
-        module = SlimmableTraining(CONFIG.override(narrow_widths=1), SlimDemucs("small"))
+        module = SlimmableTraining(CONFIG.override(narrow_widths=1), SlimModel("small"))
         module.log = lambda *_, **__: None
         module._trainer = types.SimpleNamespace(global_step=step)
         module.model.register_forward_pre_hook(lambda _, args: calls.add(args[1]))
@@ -260,12 +262,14 @@ def test_narrow_widths_can_take_turns():
     assert calls & {0.25, 0.5}
 
 
-def test_training_resumes_exactly_and_writes_weights(data):
-    whole = train(CONFIG, data / "train", data / "whole", data / "valid", progress=False)
+@pytest.mark.parametrize("network", [{}, {"type": "conv", "channels": 16}], ids=["demucs", "conv"])
+def test_training_resumes_exactly_and_writes_weights(data, network):
+    config = CONFIG.override(network=network)
+    whole = train(config, data / "train", data / "whole", data / "valid", progress=False)
     # The same run, cut after the first three steps and taken up again.
-    train(CONFIG.override(steps=3, decay=0.0), data / "train", data / "cut", data / "valid", progress=False)
+    train(config.override(steps=3, decay=0.0), data / "train", data / "cut", data / "valid", progress=False)
     assert sorted(path.name for path in (data / "cut").glob("*.ckpt")) == ["last.ckpt"]
-    resumed = train(CONFIG, data / "train", data / "cut", data / "valid", progress=False)
+    resumed = train(config, data / "train", data / "cut", data / "valid", progress=False)
     one, other = slimse.load(whole), slimse.load(resumed)
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
@@ -320,7 +324,7 @@ def test_a_run_of_some_minutes_ends_with_its_tail_and_goes_on(data, monkeypatch)
 
 
 def test_steps_lower_the_loss():
-    module = SlimmableTraining(CONFIG.override(warmup=1, steps=1000, rate=5e-3), SlimDemucs("small"))
+    module = SlimmableTraining(CONFIG.override(warmup=1, steps=1000, rate=5e-3), SlimModel("small"))
     module.log = lambda *_, **__: None
     optimizer = module.configure_optimizers()["optimizer"]
     clean = 0.05 * torch.sin(2 * torch.pi * 200 * torch.arange(4000) / 16_000).expand(3, 1, -1)
@@ -337,7 +341,7 @@ def test_steps_lower_the_loss():
 
 def test_fine_tuning_starts_from_given_weights(data):
     torch.manual_seed(5)
-    initial = SlimDemucs("small")
+    initial = SlimModel("small")
     path = train(
         CONFIG.override(steps=1, every=1, rate=1e-9, ema=0.0),
         data / "train",

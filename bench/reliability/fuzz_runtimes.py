@@ -22,11 +22,11 @@ import torch
 from sounds import KINDS, LEVELS, exact, make_sound
 
 import slimse
-from slimse import SlimDemucs, SlimDemucsConfig, Streamer
+from slimse import ModelConfig, SlimDemucsConfig, SlimModel, Streamer
 from slimse.serving import StreamBatch
 
 
-def random_network(rng: np.random.Generator) -> SlimDemucs:
+def random_network(rng: np.random.Generator) -> SlimModel:
     """Build a small causal network of any shape; at times with weights of another scale than the first ones."""
     stride = int(rng.choice([2, 4]))
     groups = int(rng.choice([1, 2]))
@@ -38,10 +38,10 @@ def random_network(rng: np.random.Generator) -> SlimDemucs:
         resample=int(rng.choice([1, 2, 4])),
         rnn=str(rng.choice(["gru", "lstm"])),
         groups=groups,
-        level=str(rng.choice(["running", "none"])),
     )
+    level = str(rng.choice(["running", "none"]))
     torch.manual_seed(int(rng.integers(2**31)))
-    model = SlimDemucs(config, backend="torch").eval().requires_grad_(False)
+    model = SlimModel(ModelConfig(config, level=level), runtime="eager").eval().requires_grad_(False)
     scale = float(rng.choice([1.0, 1.0, 2.0]))
     for parameter in model.parameters():
         parameter.mul_(scale)
@@ -53,12 +53,12 @@ def _streamed(streamer: Streamer, noisy: torch.Tensor, uf: float, sizes: list[in
     return torch.cat([*(streamer.feed(part, uf) for part in parts), streamer.flush(uf)])
 
 
-def _batched(model: SlimDemucs, noisy: torch.Tensor, uf: float, backend: str) -> torch.Tensor:
-    batch = StreamBatch(model, 2, backend=backend)
-    slot, beside = batch.join(uf), batch.join(model.config.ufs[0])
+def _batched(model: SlimModel, noisy: torch.Tensor, uf: float, runtime: str) -> torch.Tensor:
+    batch = StreamBatch(model, 2, runtime=runtime)
+    slot, beside = batch.join(uf), batch.join(model.ufs[0])
     outputs = []
-    for part in noisy.reshape(-1, model.hop):
-        samples = torch.randn(2, model.hop)
+    for part in noisy.reshape(-1, model.geometry.hop):
+        samples = torch.randn(2, model.geometry.hop)
         samples[slot] = part
         out, ready = batch.tick(samples)
         outputs.append(out[slot, : ready[slot]].clone())
@@ -67,24 +67,22 @@ def _batched(model: SlimDemucs, noisy: torch.Tensor, uf: float, backend: str) ->
 
 
 @torch.no_grad()
-def trial(
-    model: SlimDemucs, noisy: torch.Tensor, uf: float, rng: np.random.Generator
-) -> dict[str, tuple[float, float]]:
+def trial(model: SlimModel, noisy: torch.Tensor, uf: float, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
     """Errors of all runtimes on one sound, over the output and over the louder of output and input."""
     reference = exact(model)(noisy.double()[None, None], uf)[0, 0]
     most = int(rng.choice([3, 50, 400, 5000]))
     sizes = []
     while (left := len(noisy) - sum(sizes)) > 0:
         sizes.append(min(int(rng.integers(1, most + 1)), left))
-    whole = noisy[: len(noisy) // model.hop * model.hop]
+    whole = noisy[: len(noisy) // model.geometry.hop * model.geometry.hop]
     runs: dict[str, Any] = {
         "offline": lambda: model(noisy[None, None], uf)[0, 0],
-        "stream": lambda: _streamed(Streamer(model, uf, backend="torch"), noisy, uf, sizes),
-        "compiled stream": lambda: _streamed(Streamer(model, uf, backend="numba"), noisy, uf, sizes),
-        "half": lambda: _streamed(Streamer(model, uf, backend="numba", half=True), noisy, uf, sizes),
+        "stream": lambda: _streamed(Streamer(model, uf, runtime="eager"), noisy, uf, sizes),
+        "compiled stream": lambda: _streamed(Streamer(model, uf, runtime="numba"), noisy, uf, sizes),
+        "half": lambda: _streamed(Streamer(model, uf, runtime="numba", half=True), noisy, uf, sizes),
     }
     if len(whole):
-        runs["batch"] = lambda: _batched(model, whole, uf, "torch")
+        runs["batch"] = lambda: _batched(model, whole, uf, "eager")
         runs["compiled batch"] = lambda: _batched(model, whole, uf, "numba")
     found = {}
     for name, run in runs.items():
@@ -110,7 +108,7 @@ def main() -> None:
     torch.set_num_threads(1)
     errors: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     end, seed, networks = time.monotonic() + 60 * options.minutes, options.seed, 0
-    bundled = slimse.load(backend="torch") if options.bundled else None
+    bundled = slimse.load(runtime="eager") if options.bundled else None
     while time.monotonic() < end:
         rng = np.random.default_rng([options.seed, seed])
         model = bundled or random_network(rng)
@@ -118,7 +116,7 @@ def main() -> None:
         for _ in range(4):
             kind, level = str(rng.choice(list(KINDS))), float(rng.uniform(*LEVELS))
             noisy = make_sound(kind, int(rng.integers(1, 12_000)), level, rng)
-            uf = float(rng.choice(model.config.ufs))
+            uf = float(rng.choice(model.ufs))
             for name, pair in trial(model, torch.from_numpy(noisy), uf, rng).items():
                 errors[name].append((*pair, f"{kind}, {level:.0f} dBFS, UF {uf:g}, seed {seed}, {model.config.level}"))
         seed += 1

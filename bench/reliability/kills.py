@@ -96,7 +96,7 @@ class Command:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, rng = name, np.random.default_rng(0)
         torch.manual_seed(0)
-        slimse.save(slimse.SlimDemucs("small"), folder / "small.safetensors")
+        slimse.save(slimse.SlimModel("small"), folder / "small.safetensors")
         for kind, count in (("noisy", 4), ("clean", 4)):
             (folder / kind).mkdir()
             for index in range(count):

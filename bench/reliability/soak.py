@@ -49,7 +49,7 @@ class Piece(NamedTuple):
     budget: float | None
 
 
-def pieces(model: slimse.SlimDemucs, seed: int) -> Iterator[Piece]:
+def pieces(model: slimse.SlimModel, seed: int) -> Iterator[Piece]:
     """Sound without end."""
     rng = np.random.default_rng(seed)
     while True:
@@ -59,14 +59,14 @@ def pieces(model: slimse.SlimDemucs, seed: int) -> Iterator[Piece]:
         if rng.random() < 0.5:
             yield Piece(kind, samples, None, float(rng.uniform(0.15, 1)))
         else:
-            yield Piece(kind, samples, float(rng.choice(model.config.ufs)), None)
+            yield Piece(kind, samples, float(rng.choice(model.ufs)), None)
 
 
 class Single:
     """A `Streamer` as the trial sees it."""
 
-    def __init__(self, model: slimse.SlimDemucs, backend: str) -> None:
-        self._streamer = slimse.Streamer(model, backend=backend)
+    def __init__(self, model: slimse.SlimModel, runtime: str) -> None:
+        self._streamer = slimse.Streamer(model, runtime=runtime)
 
     def chunks(self, piece: Piece, rng: np.random.Generator) -> Iterator[Sound]:
         """Split a piece at random places."""
@@ -78,7 +78,7 @@ class Single:
 
     def feed(self, chunk: Sound, piece: Piece) -> tuple[Sound, torch.Tensor]:
         """Output that is ready, and the UFs of the frames that ran."""
-        uf, budget = (piece.width, None) if piece.budget is None else ("auto", piece.budget)
+        uf, budget = (piece.width, None) if piece.budget is None else (None, piece.budget)
         out = self._streamer.feed(chunk, uf, budget)
         return out, self._streamer.ufs[0]
 
@@ -93,10 +93,10 @@ class Batch:
 
     state = None
 
-    def __init__(self, model: slimse.SlimDemucs, backend: str) -> None:
-        self._batch, self._rng = StreamBatch(model, _STREAMS, backend=backend), np.random.default_rng(1)
-        self._hop, self._ufs, self._fed, self._rest = model.hop, model.config.ufs, 0, np.zeros(0, np.float32)
-        self._early, self._wanted = model.early(0), None
+    def __init__(self, model: slimse.SlimModel, runtime: str) -> None:
+        self._batch, self._rng = StreamBatch(model, _STREAMS, runtime=runtime), np.random.default_rng(1)
+        self._hop, self._ufs, self._fed, self._rest = model.geometry.hop, model.ufs, 0, np.zeros(0, np.float32)
+        self._early, self._wanted = model.geometry.early(0), None
         for _ in range(_STREAMS):
             self._batch.join()
 
@@ -130,10 +130,10 @@ class Soak:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.model = options, slimse.load()
-        kind, backend = (
+        kind, runtime = (
             (Batch, options.runtime[6:]) if options.runtime.startswith("batch-") else (Single, options.runtime)
         )
-        self.stream, self.reference = kind(self.model, backend), exact(self.model)
+        self.stream, self.reference = kind(self.model, runtime), exact(self.model)
         self.heard, self.given, self.lines = 0, 0, list[dict[str, Any]]()
         self.times: dict[str, list[float]] = defaultdict(list)
         self.window: dict[str, Any] | None = None
@@ -196,8 +196,8 @@ class Soak:
         """The start of the window in float64, from the stream's own state."""
         model, outputs = self.reference, []
         state, samples = state.model._map(lambda _, part: part.double()), torch.cat([state.pending[0], heard]).double()
-        for block in ufs[: _EXACT * RATE // model.hop].split(64):
-            used = len(block) * model.hop
+        for block in ufs[: _EXACT * RATE // model.geometry.hop].split(64):
+            used = len(block) * model.geometry.hop
             out, state = model.step(samples[None, :used], state, block[None])
             outputs.append(out[0])
             samples = samples[used:]
@@ -205,13 +205,13 @@ class Soak:
 
     def _from_nothing(self, at: int, heard: torch.Tensor, ufs: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """The window from a stream that begins in it on the same grid of frames, and its level at the end."""
-        model, streamer = self.model, slimse.Streamer(self.model, backend="numba")
-        skipped = -(-at // model.hop)
-        heard, ufs = heard[skipped * model.hop - at :], ufs[skipped - model.frames_done(at) :]
-        assert len(ufs) == model.frames_done(len(heard)), "frames that ran are not those of the samples"
+        model, streamer = self.model, slimse.Streamer(self.model, runtime="numba")
+        skipped = -(-at // model.geometry.hop)
+        heard, ufs = heard[skipped * model.geometry.hop - at :], ufs[skipped - model.geometry.frames_done(at) :]
+        assert len(ufs) == model.geometry.frames_done(len(heard)), "frames that ran are not those of the samples"
         outputs, used = [], 0
         for uf in ufs.tolist():
-            need = model.hop if used else model.first_samples
+            need = model.geometry.hop if used else model.geometry.first
             outputs.append(streamer.feed(heard[used : used + need], uf))
             used += need
         return torch.cat(outputs), streamer.state.model.level
@@ -245,7 +245,7 @@ def _memory() -> float:
 def main() -> None:
     """Run, and print the summary whatever ends it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runtime", choices=["numba", "torch", "batch-numba", "batch-torch"], default="numba")
+    parser.add_argument("--runtime", choices=["numba", "eager", "batch-numba", "batch-eager"], default="numba")
     parser.add_argument("--hours", type=float, default=24)
     parser.add_argument("--every", type=float, default=30, help="minutes of sound between two windows")
     parser.add_argument("--window", type=float, default=150, help="seconds of a window")

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from slimse import SlimDemucs
+from slimse import SlimModel
 
 Sound = NDArray[np.float32]
 
@@ -62,10 +62,10 @@ def make_sound(kind: str, samples: int, level: float, rng: np.random.Generator) 
     return (sound * (10 ** (level / 20) / np.sqrt(power)) if power else sound).astype(np.float32)
 
 
-def exact(model: SlimDemucs) -> SlimDemucs:
+def exact(model: SlimModel) -> SlimModel:
     """Return a copy of a model in float64, for references."""
     twin = copy.deepcopy(model).double()
-    twin.backend = "torch"
+    twin.runtime = "eager"
     return twin
 
 

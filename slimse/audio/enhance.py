@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checkpoint import load
-from ..models import SlimDemucs
+from ..model import SlimModel
 from .files import check_rate, read_blocks, read_info, read_tags
 from .network import Array, Network, Resampler, deviation, open_network, to_array
 from .spectral import BandGain, Fifo, SharedMask
@@ -174,13 +174,13 @@ def block_length(sample_rate: int, channels: int) -> int:
     return max(1, math.ceil(sample_rate * max(BLOCK_SECONDS / channels, 0.02)))
 
 
-def _needs_deviation(model: SlimDemucs) -> bool:
+def _needs_deviation(model: SlimModel) -> bool:
     """Whether the level of the whole signal has to be known before it can be streamed."""
-    return model.config.level == "signal" and model.config.causal
+    return model.config.level == "signal" and model.causal
 
 
 @cache
-def _bundled(device: torch.device) -> SlimDemucs:
+def _bundled(device: torch.device) -> SlimModel:
     return load(device=device)
 
 
@@ -190,7 +190,7 @@ def enhance(
     uf: float | None = None,
     *,
     budget: float | None = None,
-    model: SlimDemucs | None = None,
+    model: SlimModel | None = None,
     dry: float | None = None,
     attenuation_limit: float | None = None,
 ) -> Sound:
@@ -213,7 +213,7 @@ def enhance(
     Raises:
         ValueError: for other shapes, integers, no samples, a sample that is not finite, or options out of range.
 
-    >>> enhance(torch.randn(2, 4410), 44_100, 0.25, model=SlimDemucs("small")).shape
+    >>> enhance(torch.randn(2, 4410), 44_100, 0.25, model=SlimModel("small")).shape
     torch.Size([2, 4410])
 
     """
@@ -237,16 +237,16 @@ def enhance(
 
 
 def _enhance_signal(
-    signal: Array, sample_rate: int, uf: float | None, budget: float | None, model: SlimDemucs, dry: float
+    signal: Array, sample_rate: int, uf: float | None, budget: float | None, model: SlimModel, dry: float
 ) -> Array:
     channels, samples = signal.shape
     step = block_length(sample_rate, channels)
     blocks = [signal[:, start : start + step] for start in range(0, samples, step)]
     std = None
     if _needs_deviation(model):
-        std = deviation(blocks, sample_rate, channels, model.config.sample_rate)
+        std = deviation(blocks, sample_rate, channels, model.sample_rate)
     network = open_network(model, channels, uf, budget=budget, input_std=std)
-    enhancer = Enhancer(network, sample_rate, channels, dry=dry, model_rate=model.config.sample_rate)
+    enhancer = Enhancer(network, sample_rate, channels, dry=dry, model_rate=model.sample_rate)
     pieces = [enhancer.feed(block) for block in blocks]
     return np.concatenate([*pieces, enhancer.flush()], axis=1)
 
@@ -254,7 +254,7 @@ def _enhance_signal(
 def enhance_file(
     source: Path,
     target: Path,
-    model: SlimDemucs,
+    model: SlimModel,
     uf: float | None = None,
     *,
     budget: float | None = None,
@@ -290,9 +290,9 @@ def enhance_file(
     std = None
     with AtomicWriter(target, info, tags=read_tags(source), force=force) as writer:
         if _needs_deviation(model):
-            std = deviation(read_blocks(source, step), info.sample_rate, info.channels, model.config.sample_rate)
+            std = deviation(read_blocks(source, step), info.sample_rate, info.channels, model.sample_rate)
         network = open_network(model, info.channels, uf, budget=budget, input_std=std)
-        enhancer = Enhancer(network, info.sample_rate, info.channels, dry=dry, model_rate=model.config.sample_rate)
+        enhancer = Enhancer(network, info.sample_rate, info.channels, dry=dry, model_rate=model.sample_rate)
         for block in read_blocks(source, step):
             writer.write(_named(source, enhancer.feed, block))
             if progress is not None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models import SlimDemucs
+from ..model import SlimModel
 from ..streaming import Streamer
 
 Array = NDArray[np.float32]
@@ -34,7 +34,7 @@ class Network(Protocol):
 
 class _CausalNetwork:
     def __init__(
-        self, model: SlimDemucs, channels: int, uf: float | None, budget: float | None, input_std: Tensor | None
+        self, model: SlimModel, channels: int, uf: float | None, budget: float | None, input_std: Tensor | None
     ) -> None:
         self._device = next(model.parameters()).device
         std = None if input_std is None else input_std.to(self._device)
@@ -59,8 +59,8 @@ class _CausalNetwork:
 class _BidirectionalNetwork:
     """Keeps all that comes in: the model needs the whole signal."""
 
-    def __init__(self, model: SlimDemucs, channels: int, uf: float) -> None:
-        self._model, self._uf = model, model.config.ufs.validate(uf)
+    def __init__(self, model: SlimModel, channels: int, uf: float) -> None:
+        self._model, self._uf = model, model.ufs.validate(uf)
         self._chunks: list[Array] = []
         self._none = np.zeros((channels, 0), np.float32)
 
@@ -79,7 +79,7 @@ class _BidirectionalNetwork:
 
     def ufs(self) -> Array:
         samples = sum(chunk.shape[1] for chunk in self._chunks)
-        return np.full(self._model.frames(samples) if samples else 0, self._uf, np.float32)
+        return np.full(self._model.geometry.frames(samples) if samples else 0, self._uf, np.float32)
 
 
 def to_array(tensor: Tensor) -> Array:
@@ -88,7 +88,7 @@ def to_array(tensor: Tensor) -> Array:
 
 
 def open_network(
-    model: SlimDemucs,
+    model: SlimModel,
     channels: int = 1,
     uf: float | None = None,
     *,
@@ -108,7 +108,7 @@ def open_network(
         ValueError: for a UF outside the set, a budget without a router, or both at once.
 
     """
-    if not model.config.causal and budget is None:
+    if not model.causal and budget is None:
         return _BidirectionalNetwork(model, channels, 1.0 if uf is None else uf)
     return _CausalNetwork(model, channels, uf, budget, input_std)
 

@@ -12,18 +12,19 @@ from rich.table import Table
 from ..benchmark import Benchmark
 from ..benchmark import benchmark as measure
 from ..checkpoint import DEFAULT, load
-from ..models import PRESETS, SlimDemucs
+from ..config import PRESETS
+from ..model import SlimModel
 
 
 def bench(
     model: Annotated[str, typer.Argument(help="A preset, bundled weights, or a .safetensors file.")] = DEFAULT,
     budget: Annotated[float, typer.Option(help="Mean width for the router, if the model has one.")] = 0.25,
-    rounds: Annotated[int, typer.Option(help="Turns of all backends and widths: more are steadier.", min=1)] = 10,
+    rounds: Annotated[int, typer.Option(help="Turns of all runtimes and widths: more are steadier.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time every backend at every width on this machine, on one thread, in under a minute."""
-    network = SlimDemucs(PRESETS[model]).eval().requires_grad_(False) if model in PRESETS else load(model)
-    if not network.config.causal:
+    """Time every runtime at every width on this machine, on one thread, in under a minute."""
+    network = SlimModel(PRESETS[model]).eval().requires_grad_(False) if model in PRESETS else load(model)
+    if not network.causal:
         raise ValueError(f"{model} is bidirectional: expected a causal model, which can stream")
     result = measure(network, budget=budget, rounds=rounds)
     if as_json:
@@ -40,13 +41,13 @@ def _table(result: Benchmark, model: str) -> Table:
     router = "" if result.budget is None else f"; router: for a budget of {result.budget:g}"
     table = Table(title=f"{model}: one CPU thread, frames back to back, medians{router}")
     names = ("UF", "ms per frame", "of a core", "streams per core", "offline, x real time", "MAC saving", "time saving")
-    table.add_column("backend")
+    table.add_column("runtime")
     for name in names:
         table.add_column(name, justify="right")
-    for backend, random in result.random.items():
-        for timing in (timing for timing in result.timings if timing.backend == backend):
+    for runtime, random in result.random.items():
+        for timing in (timing for timing in result.timings if timing.runtime == runtime):
             table.add_row(
-                backend,
+                runtime,
                 "router" if timing.uf is None else f"{timing.uf:g}",
                 f"{timing.frame_ms:.3f}",
                 f"{100 * timing.load:.1f} %",
@@ -55,6 +56,6 @@ def _table(result: Benchmark, model: str) -> Table:
                 f"{timing.mac_saving:.2f}x",
                 f"{timing.saving:.2f}x",
             )
-        table.add_row(backend, "random", f"{random:.3f}")
+        table.add_row(runtime, "random", f"{random:.3f}")
         table.add_section()
     return table

@@ -45,16 +45,12 @@ def doctor(
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """What `doctor` prints: versions, processor and backends."""
+    """What `doctor` prints: versions, processor, runtimes and backends."""
     return {
         "version": {"slimse": __version__, "python": platform.python_version(), **_versions()},
         "processor": {"cores": os.cpu_count(), "threads of torch": torch.get_num_threads(), **_processor()},
-        "backend": {
-            "torch": "available",
-            "numba": numba_missing() or "available",
-            "cuda": _cuda(),
-            "triton": _triton(),
-        },
+        "runtime": {"eager": "available", "numba": numba_missing() or "available"},
+        "backend": {"torch": "available", "cuda": _cuda(), "triton": _triton()},
         "compiled path": {"state": numba_missing() or _compile()},
         "kernels": _kernels(),
     }
@@ -99,8 +95,10 @@ def _kernels() -> dict[str, str]:
         return {"state": "not checked: " + ("Triton " + _triton() if torch.cuda.is_available() else "no GPU")}
     device = torch.device("cuda", torch.cuda.current_device())
     model = load(device=str(device))
-    noise, ufs = 0.05 * torch.randn(2, 1, model.config.sample_rate // 2, device=device), model.config.ufs
-    mixed = torch.tensor(ufs, device=device)[torch.randint(len(ufs), (2, model.frames(noise.shape[2])), device=device)]
+    noise, ufs = 0.05 * torch.randn(2, 1, model.sample_rate // 2, device=device), model.ufs
+    mixed = torch.tensor(ufs, device=device)[
+        torch.randint(len(ufs), (2, model.geometry.frames(noise.shape[2])), device=device)
+    ]
     with torch.inference_mode(), warnings.catch_warnings():
         # What they say is in the verdicts.
         warnings.simplefilter("ignore")
@@ -113,7 +111,7 @@ def _compile() -> str:
     """Run one frame on the compiled path; say how long the first call took and where its code came from."""
     model = load()
     start = time.perf_counter()
-    Streamer(model, backend="numba").feed(np.zeros(model.first_samples, np.float32))
+    Streamer(model, runtime="numba").feed(np.zeros(model.geometry.first, np.float32))
     seconds = time.perf_counter() - start
     from ..compiled.stream import feed
 

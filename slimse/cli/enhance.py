@@ -22,7 +22,7 @@ from ..audio.enhance import dry_share, enhance_file
 from ..audio.files import read_info
 from ..audio.jobs import Job, plan_jobs
 from ..checkpoint import DEFAULT, load
-from ..models import SlimDemucs
+from ..model import SlimModel
 from ..processes import worker_pool
 from .loading import make_ready
 from .terminal import a_path
@@ -164,14 +164,14 @@ def enhance(
 
 
 def _width(
-    model: SlimDemucs, uf: float | None, budget: float | None, quality: Quality | None
+    model: SlimModel, uf: float | None, budget: float | None, quality: Quality | None
 ) -> tuple[float | None, float | None]:
     """The width or budget that was asked for, checked before any file is opened."""
     if sum(option is not None for option in (uf, budget, quality)) > 1:
         raise ValueError("--uf, --budget and --quality exclude each other: expected one of them at most")
     budget = budget if quality is None else _BUDGETS[quality]
     if budget is None:
-        return model.config.ufs.validate(1.0 if uf is None else uf), None
+        return model.ufs.validate(1.0 if uf is None else uf), None
     model.request(None, budget, 1)
     return None, budget
 
@@ -204,12 +204,12 @@ def _seconds(jobs: list[Job]) -> float:
     return total
 
 
-def _enhance_one(job: Job, settings: _Settings, model: SlimDemucs, progress: Callable[[float], None]) -> None:
+def _enhance_one(job: Job, settings: _Settings, model: SlimModel, progress: Callable[[float], None]) -> None:
     uf, budget, dry, force = settings.uf, settings.budget, settings.dry, settings.force
     enhance_file(job.source, job.target, model, uf, budget=budget, dry=dry, force=force, progress=progress)
 
 
-def _run_serial(plan: list[Job], settings: _Settings, model: SlimDemucs, report: _Report) -> None:
+def _run_serial(plan: list[Job], settings: _Settings, model: SlimModel, report: _Report) -> None:
     for job in plan:
         try:
             _enhance_one(job, settings, model, report.advance)
@@ -226,7 +226,7 @@ class _Worker:
     """What a worker process keeps between files."""
 
     settings: _Settings
-    model: SlimDemucs
+    model: SlimModel
     progress: Callable[[float], None]
 
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..checkpoint import load
-from ..models import PRESETS, SlimDemucs
+from ..config import PRESETS
+from ..model import SlimModel
 from ..profiling import ModelProfile
 from ..profiling import profile as measure
 from ..slimmify import SlimmingReport
@@ -34,7 +35,7 @@ def profile(
         print(json.dumps(report.to_dict(), indent=2) if as_json else report)
         return
     try:
-        result = measure(SlimDemucs(PRESETS[model]) if model in PRESETS else load(model))
+        result = measure(SlimModel(PRESETS[model]) if model in PRESETS else load(model))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or a preset of {sorted(PRESETS)}") from error
     if as_json:

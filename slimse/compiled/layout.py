@@ -10,12 +10,13 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
+from ..networks.demucs import SlimDemucs
 from ..nn import GroupedGRU, SlimLSTMStack
 from ..nn.resample import LOOKAHEAD, TAPS, filter_taps
 from .vector import LANES, WIDENS
 
 if TYPE_CHECKING:
-    from ..models import SlimDemucs
+    from ..model import SlimModel
 
 BLOCK = 64
 """Positions that one pass over the weights of a block serves."""
@@ -47,6 +48,12 @@ def padded(channels: int) -> int:
     return -(-channels // LANES) * LANES
 
 
+def demucs(model: SlimModel) -> SlimDemucs:
+    """The network of a model that this runtime runs."""
+    assert isinstance(model.network, SlimDemucs)
+    return model.network
+
+
 class Weights:
     """The flat weights of a model: packed once, read by all its streams.
 
@@ -59,8 +66,8 @@ class Weights:
             precision, they are kept so anyway, where the CPU widens them in passing.
     """
 
-    def __init__(self, model: SlimDemucs, *, half: bool) -> None:
-        config = model.config
+    def __init__(self, model: SlimModel, *, half: bool) -> None:
+        config = demucs(model).config
         self._half = half or (WIDENS and _fits_half(model))
         self._weights: list[NDArray[Any]] = []
         self._biases: list[Floats] = []
@@ -76,7 +83,7 @@ class Weights:
         taps = filter_taps().float().numpy()
         head = np.zeros(CONST, np.float32)
         head[FLOOR], head[RATES_AT : RATES_AT + 3], head[TAPS_AT : TAPS_AT + TAPS] = (
-            config.floor,
+            model.config.floor,
             model.level.rates,
             taps,
         )
@@ -100,11 +107,11 @@ class Weights:
         self._biases.append(bias.detach().numpy().astype(np.float32))
         self._bias_at += len(bias)
 
-    def _pack_level(self, model: SlimDemucs, level: int) -> None:
+    def _pack_level(self, model: SlimModel, level: int) -> None:
         inputs, channels = self.channels[level - 1], self.channels[level]
         wide, outer = padded(channels), inputs if level == 1 else padded(inputs)
         vectors = [padded(int(count)) // LANES for count in self.counts[level]]
-        encoder, decoder = model.encoder[level - 1], model.decoder[level - 1]
+        encoder, decoder = demucs(model).encoder[level - 1], demucs(model).decoder[level - 1]
 
         conv = _pad(rearrange(encoder.conv_weight, "o (k i) -> k i o", i=inputs), outer, wide)
         self._add(rearrange(conv, "k i o -> (k i) o"), _pad(encoder.conv_bias, wide), vectors)
@@ -116,16 +123,18 @@ class Weights:
         self._add(_interleave(glu), _interleave(bias)[0], [2 * count for count in vectors])
         used = len(glu) if min(self.counts[level]) <= NARROW_UNITS else 0
         narrow, narrow_bias = (x[:, :, :NARROW_UNITS].reshape(-1, LANES) for x in (glu[:used], bias))
-        taps = _pad(rearrange(decoder.conv_weight, "o (k i) -> o k i", i=inputs), model.config.kernel_size, outer)
+        taps = _pad(
+            rearrange(decoder.conv_weight, "o (k i) -> o k i", i=inputs), demucs(model).config.kernel_size, outer
+        )
         flat = rearrange(taps, "o k i -> o (k i)")
         # Positions overlap, so the bias goes with the first stride of each alone.
-        bias = _pad(decoder.conv_bias, outer).repeat(model.config.stride)
+        bias = _pad(decoder.conv_bias, outer).repeat(demucs(model).config.stride)
         columns = padded(flat.shape[1])
         self._add(_pad(flat, columns), _pad(bias, columns), [])
         self._add(narrow, narrow_bias[0], [])
 
-    def _pack_bottleneck(self, model: SlimDemucs) -> None:
-        bottleneck, units = model.bottleneck, self.units
+    def _pack_bottleneck(self, model: SlimModel) -> None:
+        bottleneck, units = demucs(model).bottleneck, self.units
         if isinstance(bottleneck, GroupedGRU):
             for group in range(bottleneck.groups):
                 for kind in ("ih", "hh"):
@@ -144,9 +153,9 @@ class Weights:
                 self._add(_interleave(matrix), _interleave(bias[None])[0], [4])
 
 
-def _fits_half(model: SlimDemucs) -> bool:
+def _fits_half(model: SlimModel) -> bool:
     """Whether float16 holds every weight of the layers exactly; biases are never kept in it."""
-    layers = *model.encoder, *model.decoder, model.bottleneck
+    layers = *demucs(model).encoder, *demucs(model).decoder, demucs(model).bottleneck
     parameters = (named for layer in layers for named in layer.named_parameters())
     return all("bias" in name or torch.equal(weight.half().float(), weight) for name, weight in parameters)
 
@@ -161,27 +170,32 @@ class Places:
         streams: streams that share ``scratch`` in a common tick.
     """
 
-    def __init__(self, model: SlimDemucs, weights: Weights, frames: int, streams: int = 1) -> None:
-        config, frame_map = model.config, model.frame_map
-        kernel, stride, depth, stages = config.kernel_size, config.stride, config.depth, len(model.up)
+    def __init__(self, model: SlimModel, weights: Weights, frames: int, streams: int = 1) -> None:
+        config, frame_map = demucs(model).config, demucs(model).frame_map
+        kernel, stride, depth, stages = config.kernel_size, config.stride, config.depth, len(demucs(model).up)
         # The last frames of a signal run at once: those that waited for the look-ahead of the resampling.
-        frames = max(frames, 2 + (model.first_samples - model.receptive_samples(1)) // model.hop)
+        frames = max(frames, 2 + (model.geometry.first - model.geometry.span(1)) // model.geometry.hop)
         shape, levels = np.zeros(SHAPE, np.int64), np.zeros((depth + 1, LEVEL), np.int64)
         groups = config.groups if config.rnn == "gru" else 0
-        shape[[STAGES, DEPTH, KERNEL, STRIDE, HOP]] = stages, depth, kernel, stride, model.hop
-        shape[[FIRST, FRAMES, UFS]] = model.first_samples, frames, len(config.ufs)
+        shape[[STAGES, DEPTH, KERNEL, STRIDE, HOP]] = stages, depth, kernel, stride, model.geometry.hop
+        shape[[FIRST, FRAMES, UFS]] = model.geometry.first, frames, len(config.ufs)
         shape[[GROUPS, UNITS, LAYERS]] = groups, weights.units, config.rnn_layers
         mem, scratch, most = _Arena(), _Arena(), []
         shape[LEVEL_AT] = mem.reserve(LANES)
         shape[RNN_AT] = mem.reserve((groups or 2 * config.rnn_layers) * weights.units)
-        shape[PENDING_AT] = mem.reserve(max(model.first_samples, model.hop))
-        full = 1 + model.first_samples // model.hop
-        shape[GAIN_AT] = mem.reserve(model.first_samples + full * model.hop - model.emitted(full) + frames * model.hop)
+        shape[PENDING_AT] = mem.reserve(max(model.geometry.first, model.geometry.hop))
+        full = 1 + model.geometry.first // model.geometry.hop
+        shape[GAIN_AT] = mem.reserve(
+            model.geometry.first
+            + full * model.geometry.hop
+            - model.geometry.emitted(full)
+            + frames * model.geometry.hop
+        )
         for level in range(depth + 1):
-            rate = frame_map.rate(level)
-            lag = frame_map.lead(level) + 1 - rate if level else kernel - stride
+            rate = frame_map.positions_per_frame(level)
+            lag = frame_map.first_span(level) - rate if level else kernel - stride
             step = padded(weights.channels[level]) if level else 1
-            most.append(lag + frames * rate + (frame_map.lead(0) + 1 if not level else 0))
+            most.append(lag + frames * rate + (frame_map.first_span(0) if not level else 0))
             tail = mem.reserve((kernel - stride) * step + LANES)
             levels[level] = rate, lag, step, mem.reserve(most[level] * step), tail
         longest = TAPS + LOOKAHEAD + BLOCK + most[0]
@@ -189,7 +203,7 @@ class Places:
         shape[UP_AT] = mem.reserve(stages * int(shape[UP_STEP]))
         shape[DOWN_AT] = mem.reserve((stages + 1) * int(shape[DOWN_STEP]))
 
-        rows = [max(count, streams * frame_map.rate(level)) for level, count in enumerate(most)]
+        rows = [max(count, streams * frame_map.positions_per_frame(level)) for level, count in enumerate(most)]
         steps = [int(step) for step in levels[:, STEP]]
         columns = [0, *(int(weights.mats[OF_LEVEL * i + DEC_CONV, VECTORS]) * LANES for i in range(depth))]
         shape[SUM_AT] = scratch.reserve(BLOCK * max(kernel * max(steps[:-1]), max(steps)))

@@ -1,4 +1,4 @@
-"""The router as one compiled call; see `slimse.models.router.Router`."""
+"""The router as one compiled call; see `slimse.router.Router`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..models.router import SHARPNESS, SOFT, Router, RouterState
+from ..router import SHARPNESS, SOFT, Router, RouterState
 from .kernels import _jit
 from .layout import Floats, Ints
 

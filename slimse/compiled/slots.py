@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models import SlimDemucs
+from ..model import SlimModel
 from .batch import tick
-from .layout import Floats, Ints, Places
+from .layout import Floats, Ints, Places, demucs
 from .network import Buffers, CompiledStream, pack
 from .router import CompiledRouter, Heard
 
@@ -23,7 +23,7 @@ class CompiledSlots:
         capacity: most streams at a time.
     """
 
-    def __init__(self, model: SlimDemucs, capacity: int) -> None:
+    def __init__(self, model: SlimModel, capacity: int) -> None:
         self._model, self._weights = model, pack(model)
         places = self._places = Places(model, self._weights, 1, capacity)
         self._mems = np.zeros((capacity, places.mem_size), np.float32)
@@ -55,7 +55,7 @@ class CompiledSlots:
             assert budget is not None
             self._budgets[slot] = budget
         else:
-            self._next[slot] = self._model.config.ufs.index(uf)
+            self._next[slot] = self._model.ufs.index(uf)
 
     def tick(self, samples: Tensor) -> tuple[Tensor, list[int]]:
         """As of `StreamBatch`. Streams up to their first output run alone, the others together (with an LSTM, none)."""
@@ -69,7 +69,7 @@ class CompiledSlots:
                 continue
             head = stream.feed(x[slot], self._next[slot : slot + 1])
             out[slot, : len(head)], ready[slot] = head, len(head)
-            if len(head) and self._model.config.rnn == "gru":
+            if len(head) and demucs(self._model).config.rnn == "gru":
                 self._steady.add(slot)
         if together:
             weights, places, chosen = self._weights, self._places, np.array(together)
@@ -77,8 +77,8 @@ class CompiledSlots:
             tables = places.shape, places.levels, weights.mats, weights.counts
             tick(x, chosen, self._next[chosen], out, *arrays, *tables)
             for slot in together:
-                self._streams[slot].ran(self._model.hop)
-                ready[slot] = self._model.hop
+                self._streams[slot].ran(self._model.geometry.hop)
+                ready[slot] = self._model.geometry.hop
         return torch.from_numpy(out), ready
 
     def _choose(self, x: Floats) -> None:
@@ -86,12 +86,12 @@ class CompiledSlots:
         groups: dict[int, list[int]] = defaultdict(list)
         for slot in self._budgets:
             stream = self._streams[slot]
-            early = self._model.early(stream.samples)
+            early = self._model.geometry.early(stream.samples)
             if len(stream.pending) >= early:
                 groups[early].append(slot)
         for early, slots in groups.items():
             heard = [np.concatenate([self._streams[slot].pending, x[slot]]) for slot in slots]
-            used = np.stack(heard)[:, : early + self._model.hop]
+            used = np.stack(heard)[:, : early + self._model.geometry.hop]
             self._next[slots] = self._decided(slots, used, early, 1)[:, 0]
 
     def _decided(self, slots: list[int], used: Floats, early: int, frames: int) -> Ints:
@@ -109,8 +109,8 @@ class CompiledSlots:
         self._steady.discard(slot)
         stream, choice = self._streams[slot], self._next[slot : slot + 1]
         if slot in self._budgets:
-            left = max(self._model.frames_left(stream.samples, len(stream.pending)), 1)
-            choice = self._decided([slot], stream.pending[None], self._model.early(stream.samples), left)[0]
+            left = max(self._model.geometry.frames_left(stream.samples, len(stream.pending)), 1)
+            choice = self._decided([slot], stream.pending[None], self._model.geometry.early(stream.samples), left)[0]
             del self._budgets[slot]
         del self._streams[slot]
         return torch.from_numpy(stream.finish(np.zeros(0, np.float32), choice))

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..nn.level import FAST_SHARE
 from ..nn.level import FLOOR as LEVEL_FLOOR
-from . import STEP_FRAMES
+from ..runtimes.base import STEP_FRAMES
 from . import layout as f
 from .kernels import _LANES, _NONE, _ZERO, _decode, _downsample, _encode, _jit, _product, _upsample, _vectors
 from .vector import add, gru_cell, lstm_cell, move

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..audio.files import find_files, read_mono
-from ..models import SlimDemucs
+from ..model import SlimModel
 from ..processes import worker_pool
 from ..profiling import profile
 from .metrics import DEFAULT_METRICS, SAMPLE_RATE, check_metrics, score
@@ -66,7 +66,7 @@ def find_pairs(noisy: str | os.PathLike[str], clean: str | os.PathLike[str]) -> 
 class _Job:
     """What scoring a pair needs besides the pair."""
 
-    model: SlimDemucs | None
+    model: SlimModel | None
     ufs: tuple[float | Dynamic, ...]
     metrics: tuple[str, ...]
 
@@ -98,7 +98,7 @@ class _Job:
                 width = self.model.route(signal, uf.budget) if isinstance(uf, Dynamic) else uf
                 enhanced = self.model(signal, width)[0, 0].numpy()
             if isinstance(width, Tensor):
-                chosen = tuple(int((width == known).sum()) for known in self.model.config.ufs)
+                chosen = tuple(int((width == known).sum()) for known in self.model.ufs)
             rows.append(FileScores(pair.name, uf, score(enhanced, clean, self.metrics), chosen))
         return rows
 
@@ -135,7 +135,7 @@ def _run(job: _Job, pairs: list[Pair], jobs: int) -> Iterator[list[FileScores] |
 
 def evaluate_pairs(
     pairs: Iterable[Pair],
-    model: SlimDemucs | None,
+    model: SlimModel | None,
     *,
     ufs: Iterable[float] | None = None,
     budgets: Iterable[float] = (),
@@ -173,11 +173,11 @@ def evaluate_pairs(
             raise ValueError(f"ufs = {tuple(ufs)}: expected None, as there is no model")
         chosen: tuple[float | Dynamic, ...] = ()
     else:
-        if model.config.sample_rate != SAMPLE_RATE:
-            raise ValueError(f"sample_rate = {model.config.sample_rate} of the model: expected {SAMPLE_RATE}")
-        chosen = tuple(
-            dict.fromkeys(model.config.ufs.validate(uf) for uf in (model.config.ufs if ufs is None else ufs))
-        ) + tuple(Dynamic(budget) for budget in dict.fromkeys(budgets))
+        if model.sample_rate != SAMPLE_RATE:
+            raise ValueError(f"sample_rate = {model.sample_rate} of the model: expected {SAMPLE_RATE}")
+        chosen = tuple(dict.fromkeys(model.ufs.validate(uf) for uf in (model.ufs if ufs is None else ufs))) + tuple(
+            Dynamic(budget) for budget in dict.fromkeys(budgets)
+        )
         for width in chosen:
             if isinstance(width, Dynamic):
                 model.request(None, width.budget, 1)

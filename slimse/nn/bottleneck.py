@@ -24,7 +24,7 @@ class GroupedGRU(PackedModule):
         precision: see `slimse.ops`.
 
     Shape:
-        ``[B, T, channels]`` and a state ``[groups, B, channels / groups]`` to the same.
+        ``[B, T, channels]`` and a state ``[B, groups, channels / groups]`` to the same.
 
     The `state_dict` has the keys of a `torch.nn.ModuleList` of `torch.nn.GRU`.
     Source: the bottleneck of arXiv 2507.04879.
@@ -59,13 +59,14 @@ class GroupedGRU(PackedModule):
 
     def initial_state(self, batch: int, like: Tensor) -> tuple[Tensor]:
         """Zeros, on the device and in the dtype of ``like``."""
-        return (like.new_zeros(self.groups, batch, self.size),)
+        return (like.new_zeros(batch, self.groups, self.size),)
 
     def forward(self, x: Tensor, width: Width, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
         """Run ``T`` steps from ``state``, all units whatever the ``width``."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        out, new = slim_gru(x, *weights, self.size, state[0], backend=self.backend, precision=self.precision)
-        return out, (new,)
+        before = state[0].transpose(0, 1).contiguous()
+        out, new = slim_gru(x, *weights, self.size, before, backend=self.backend, precision=self.precision)
+        return out, (new.transpose(0, 1),)
 
     def count(self, args: tuple[Tensor, Width, tuple[Tensor]], output: object) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, and weight bytes that one step reads."""

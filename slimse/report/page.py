@@ -18,7 +18,7 @@ from ..evaluation.evaluate import Pair
 from ..evaluation.metrics import SAMPLE_RATE
 from ..evaluation.results import label, versions
 from ..evaluation.routing import sentences, summarise
-from ..models import SlimDemucs
+from ..model import SlimModel
 from .figures import draw_front, draw_scatter, draw_shares, draw_trace
 from .trace import Signal, drop_effect, trace_drop
 
@@ -31,7 +31,7 @@ tr { border-bottom: 1px solid #ddd } td:first-child, th:first-child { text-align
 
 
 def write_report(
-    model: SlimDemucs,
+    model: SlimModel,
     name: str,
     pairs: Sequence[Pair],
     folder: Path,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..models import SlimDemucs
+from ..model import SlimModel
 
 Signal = NDArray[np.float32]
 
@@ -45,7 +45,7 @@ class Trace:
         return float(self.chosen[within if inside else ~within & (time >= 0.5)].mean())
 
 
-def trace_drop(model: SlimDemucs, noisy: Signal, clean: Signal, budget: float) -> Trace:
+def trace_drop(model: SlimModel, noisy: Signal, clean: Signal, budget: float) -> Trace:
     """Lower the noise of a pair by 10 dB for a second in its middle, and enhance that.
 
     Args:
@@ -57,14 +57,16 @@ def trace_drop(model: SlimDemucs, noisy: Signal, clean: Signal, budget: float) -
     Raises:
         ValueError: for a clip that is too short.
     """
-    rate = model.config.sample_rate
+    rate = model.sample_rate
     changed, drop = _softened(noisy, clean, rate)
     signal = torch.from_numpy(changed)[None, None]
     with torch.no_grad():
         chosen = model.route(signal, budget)
         enhanced = model(signal, chosen)[0, 0].numpy()
     times, improvement = _improvement(changed, enhanced, clean, rate)
-    return Trace(changed, rate, model.hop, budget, tuple(model.config.ufs), chosen[0].numpy(), drop, times, improvement)
+    return Trace(
+        changed, rate, model.geometry.hop, budget, tuple(model.ufs), chosen[0].numpy(), drop, times, improvement
+    )
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,13 @@ class DropEffect:
 
 
 @torch.no_grad()
-def drop_effect(model: SlimDemucs, clips: Iterable[tuple[Signal, Signal]], budget: float) -> DropEffect:
+def drop_effect(model: SlimModel, clips: Iterable[tuple[Signal, Signal]], budget: float) -> DropEffect:
     """Measure what the router makes of a softer noise, on noisy and clean signals as for `trace_drop`."""
-    rate = model.config.sample_rate
+    rate = model.sample_rate
     means: tuple[list[float], list[float]] = [], []
     for noisy, clean in clips:
         changed, drop = _softened(noisy, clean, rate)
-        first, last = (round(edge * rate / model.hop) for edge in drop)
+        first, last = (round(edge * rate / model.geometry.hop) for edge in drop)
         for signal, found in zip((changed, noisy), means, strict=True):
             found.append(float(model.route(torch.from_numpy(signal)[None, None], budget)[0, first:last].mean()))
     return DropEffect(budget, tuple(means[0]), tuple(means[1]))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import typed
-from ..models import PRESETS
+from ..config import PRESETS, ModelConfig
+from ..networks.base import network_config, with_ufs
 from ..width import WidthSet
 from .losses import SAMPLE_RATE
 from .mixing import Recipe
@@ -32,6 +33,8 @@ class TrainConfig:
     (one width alone, the baseline that slimming is compared with)."""
     preset: str = "paper"
     """The model, unless a run starts from weights. Stages with a router add one where there is none."""
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """A network in place of the preset's: ``type``, its registered name, and the fields of its configuration."""
     ufs: tuple[float, ...] = ()
     """UFs of the model, rising, the last 1.0, instead of the preset's. Weights to start from bring their own."""
     init: str = ""
@@ -113,8 +116,8 @@ class TrainConfig:
         for name in (*positive, "temperature", "temperature_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
-        if self.ufs:
-            WidthSet(self.ufs)
+        # Raises for a network or UFs that there cannot be.
+        _ = self.model
         if self.budget_low is not None and not 0 < self.budget_low <= self.budget_high:
             raise ValueError(f"budget_low = {self.budget_low!r}: expected a number up to {self.budget_high!r}")
         if self.narrow_widths not in (1, 2):
@@ -133,6 +136,12 @@ class TrainConfig:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected 0 or more")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision = {self.precision!r}: expected one of {list(PRECISIONS)}")
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model of a run that starts from no weights."""
+        model = ModelConfig(network_config(self.network)) if self.network else PRESETS[self.preset]
+        return replace(model, network=with_ufs(model.network, WidthSet(self.ufs))) if self.ufs else model
 
     def for_model(self, ufs: WidthSet, sample_rate: int) -> TrainConfig:
         """The same with budgets that a model of these UFs and this rate can be trained for.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio as si_sdr
 
-from ..models import SlimDemucs
+from ..model import SlimModel
 from ..width import WidthSet
 from .config import TrainConfig
 from .data import Pair
@@ -33,7 +33,7 @@ class NarrowRun(NamedTuple):
 
 
 class SlimmableTraining(lightning.LightningModule):
-    """One step of each stage of the training of a `SlimDemucs`.
+    """One step of each stage of the training of a `SlimModel`.
 
     - ``backbone``: the widest UF on the whole batch, and the smallest, a random one between, or both on a part of
       it; the narrow ones learn from the clean signal and from the widest one's output. In a share of the steps, the
@@ -49,10 +49,10 @@ class SlimmableTraining(lightning.LightningModule):
         model: the network to train, with a router for the stages that have one.
     """
 
-    def __init__(self, config: TrainConfig, model: SlimDemucs) -> None:
+    def __init__(self, config: TrainConfig, model: SlimModel) -> None:
         super().__init__()
         self.model = model
-        self.config = config = config.for_model(model.config.ufs, model.config.sample_rate)
+        self.config = config = config.for_model(model.ufs, model.sample_rate)
         self.loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level, pesq=config.pesq)
         self.routing: RoutingLoss | None = None
         model.requires_grad_(config.stage != "router")
@@ -70,7 +70,7 @@ class SlimmableTraining(lightning.LightningModule):
     def training_step(self, batch: Pair, index: int) -> Tensor:
         """Sum of the losses of this step."""
         noisy, clean = batch
-        stage, widest = self.config.stage, self.model.config.ufs[-1]
+        stage, widest = self.config.stage, self.model.ufs[-1]
         if stage == "fixed":
             loss = self.loss(self.model(noisy, self.config.fixed_uf), clean, noisy)
             self.log(f"train/{self.config.fixed_uf}", loss.detach())
@@ -79,7 +79,7 @@ class SlimmableTraining(lightning.LightningModule):
             # A frozen backbone still tells the router what its widths are worth; in `eval` it may run compiled.
             self.model.eval()
             with torch.no_grad():
-                outputs = {uf: self.model(noisy, uf) for uf in self.model.config.ufs}
+                outputs = {uf: self.model(noisy, uf) for uf in self.model.ufs}
             items = torch.arange(len(noisy))
             runs = [NarrowRun(items, uf, output) for uf, output in outputs.items() if uf != widest]
             return self._routed(noisy, clean, outputs[widest], runs)
@@ -96,7 +96,7 @@ class SlimmableTraining(lightning.LightningModule):
         return loss + self._routed(noisy, clean, wide.detach(), runs) if stage == "joint" else loss
 
     def _narrow(self, rng: Generator, noisy: Tensor, clean: Tensor, wide: Tensor) -> tuple[Tensor, list[NarrowRun]]:
-        config, ufs = self.config, self.model.config.ufs
+        config, ufs = self.config, self.model.ufs
         narrow_ufs = [ufs[0], float(rng.choice(ufs[1:-1] or ufs[:1]))] if len(ufs) > 1 else []
         if config.narrow_widths == 1:
             narrow_ufs = narrow_ufs[self.global_step % 2 :][:1]
@@ -115,20 +115,20 @@ class SlimmableTraining(lightning.LightningModule):
     @torch.no_grad()
     def _changing(self, rng: Generator, noisy: Tensor) -> Tensor:
         """UFs ``[B, frames]`` that change every few frames: by lot, or as loudness asks for."""
-        ufs, frames = self.model.config.ufs, self.model.frames(noisy.shape[2])
+        ufs, frames = self.model.ufs, self.model.geometry.frames(noisy.shape[2])
         if rng.random() < 0.5:
             return ufs.at(wandering(rng, len(noisy), frames, len(ufs)).to(noisy.device))
         budget = torch.from_numpy(_budgets(self.config, rng, len(noisy))).to(noisy.device)
         jitter = torch.from_numpy(rng.normal(scale=4.0, size=(len(noisy), frames))).to(noisy)
-        return ufs.at(by_loudness(noisy, budget, self.model.hop, jitter, ufs))
+        return ufs.at(by_loudness(noisy, budget, self.model.geometry.hop, jitter, ufs))
 
     def _routed(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
         config, model = self.config, self.model
         assert model.router is not None and self.routing is not None
         views = noisy.repeat(config.budgets_per_item, 1, 1)
-        frames, items = model.frames(noisy.shape[2]), len(views)
+        frames, items = model.geometry.frames(noisy.shape[2]), len(views)
         budget = self._drawn(items, lambda rng, n: _budgets(config, rng, n)).to(noisy)
-        noise = self._drawn(items, lambda rng, n: rng.gumbel(size=(n, frames, len(model.config.ufs)))).to(noisy)
+        noise = self._drawn(items, lambda rng, n: rng.gumbel(size=(n, frames, len(model.ufs)))).to(noisy)
         logits, _ = model.router_logits(views[:, 0], model.initial_state(items), frames, budget)
         temperature = temperature_at(config, self.global_step)
         gates = straight_through_gates(logits, noise, temperature)
@@ -144,7 +144,7 @@ class SlimmableTraining(lightning.LightningModule):
         guide = noisy.new_zeros(())
         for run in runs:
             signals = noisy[run.part], clean[run.part], wide[run.part], run.output
-            benefit = frame_benefit(self.loss, *signals, model.hop, frames)
+            benefit = frame_benefit(self.loss, *signals, model.geometry.hop, frames)
             guide = guide + ((shares[run.part] @ self._forgone(run.uf)) * benefit).mean()
         self.log_dict({"train/routed": own.detach(), "train/guide": guide.detach()})
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
@@ -152,7 +152,7 @@ class SlimmableTraining(lightning.LightningModule):
 
     def _forgone(self, uf: float) -> Tensor:
         """What share of the benefit of the widest UF over ``uf`` is lost at each of the UFs."""
-        ufs = torch.tensor(self.model.config.ufs, device=self.device)
+        ufs = torch.tensor(self.model.ufs, device=self.device)
         if self.config.stage == "router":
             return (ufs == uf).float()
         return ufs.log2() / np.log2(uf) / self.config.narrow_widths
@@ -176,7 +176,7 @@ class SlimmableTraining(lightning.LightningModule):
     def scores(self, batch: Pair) -> dict[str, Tensor]:
         """SI-SDR and loss of the narrowest and the widest UF, and of the router with the use of its budget."""
         noisy, clean = batch
-        config, ufs = self.config, self.model.config.ufs
+        config, ufs = self.config, self.model.ufs
         watched: dict[str, float | Tensor] = {str(uf): uf for uf in dict.fromkeys((ufs[0], ufs[-1]))}
         if config.stage == "fixed":
             watched = {str(config.fixed_uf): config.fixed_uf}

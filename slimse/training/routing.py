@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models import SlimDemucs
-from ..models.router import Router
+from ..model import SlimModel
 from ..profiling import profile
+from ..router import Router
 from ..width import WidthSet
 from .losses import EnhancementLoss
 
@@ -182,7 +182,7 @@ def frame_benefit(
     return F.avg_pool1d(saved, _AROUND, 1, _AROUND // 2, count_include_pad=False)[:, 0]
 
 
-def own_use(model: SlimDemucs) -> float:
+def own_use(model: SlimModel) -> float:
     """The cost of the router as so much more mean UF, since multiply-accumulates grow in proportion to that."""
     costs = profile(model)
     assert costs.router_macs_per_sample is not None
@@ -191,7 +191,7 @@ def own_use(model: SlimDemucs) -> float:
 
 
 @torch.no_grad()
-def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
+def calibrate(model: SlimModel, noisy: Tensor) -> None:
     """Measure at which budgets the router really uses what, and let `Router.asked` make up for the difference.
 
     The router's own cost is taken off, so that a budget spends what a fixed UF of the same number does, and a little
@@ -211,8 +211,8 @@ def calibrate(model: SlimDemucs, noisy: Tensor) -> None:
     state = router.initial_state(len(noisy))
     normalised, _ = model.normalised(noisy[:, 0], model.initial_state(len(noisy)))
     signal = torch.cat([state.samples, normalised], dim=1)
-    levels = router.levels(signal[:, : signal.shape[1] - noisy.shape[2] % model.hop])
-    ufs = levels.new_tensor(model.config.ufs)
+    levels = router.levels(signal[:, : signal.shape[1] - noisy.shape[2] % model.geometry.hop])
+    ufs = levels.new_tensor(model.ufs)
     least = router.budgets[:1].expand(len(noisy))
     while router.logits(levels, least, state.hidden)[0].argmax(2).any():
         router.bias_width[0] -= 0.25

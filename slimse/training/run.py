@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRa
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from ..checkpoint import load, save
-from ..models import PRESETS, RouterConfig, SlimDemucs
+from ..model import SlimModel
 from ..ops import check_backend
-from ..width import WidthSet
+from ..router import RouterConfig
 from .config import TrainConfig
 from .data import TrainingData
 from .module import SlimmableTraining
@@ -32,17 +32,16 @@ DEVICES = ("auto", "cpu", "cuda")
 _CALIBRATION_ITEMS = 240
 
 
-def prepare(config: TrainConfig, initial: SlimDemucs | None = None) -> SlimDemucs:
+def prepare(config: TrainConfig, initial: SlimModel | None = None) -> SlimModel:
     """The model that a run starts from: given, or as the recipe says, with a fresh router where one is needed."""
     if initial is None and not config.init:
-        preset = PRESETS[config.preset]
-        initial = SlimDemucs(replace(preset, ufs=WidthSet(config.ufs)) if config.ufs else preset)
+        initial = SlimModel(config.model)
     model = initial or load(config.init)
     if not config.routed:
         return model
     if model.router is None:
         bare = model
-        model = SlimDemucs(replace(bare.config, router=RouterConfig()))
+        model = SlimModel(replace(bare.config, router=RouterConfig()))
         model.load_state_dict({**model.state_dict(), **bare.state_dict()})
     assert model.router is not None
     # Training asks for what it wants, and the calibration belongs to the end of it.
@@ -55,7 +54,7 @@ def train(
     data: Path,
     out: Path,
     valid: Path | None = None,
-    initial: SlimDemucs | None = None,
+    initial: SlimModel | None = None,
     progress: bool = True,
     devices: int | str = "auto",
     nodes: int = 1,
@@ -111,7 +110,7 @@ def train(
     if progress:
         callbacks.append(report)
     mix_on_device = device != "auto" or torch.cuda.is_available()
-    source = TrainingData(data, valid, config, model.config.sample_rate, mix_on_device)
+    source = TrainingData(data, valid, config, model.sample_rate, mix_on_device)
     if end is not None:
         # Before the checkpoint, which is to see what it decided.
         callbacks.insert(0, TimeBudget(source, end - monotonic()))

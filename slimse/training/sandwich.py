@@ -33,7 +33,7 @@ def sandwich(
     ones also learn from what the widest gave, through which no gradient flows.
 
     Args:
-        network: made by `slimse.slimmify`, or one whose call takes ``uf=``, as `slimse.SlimDemucs`.
+        network: made by `slimse.slimmify`, or one whose call takes ``uf=``, as `slimse.SlimModel`.
         batch: inputs and target. Inputs are a tensor, or a tuple of arguments.
         loss_fn: ``loss_fn(output, target)`` gives a scalar.
         ufs: the widths to train, rising; by default those that the network was made for.
@@ -88,8 +88,8 @@ def _widths(network: nn.Module) -> tuple[float, ...]:
     inner = _unwrapped(network)
     if hasattr(inner, "slimming"):
         return tuple(width.uf for width in inner.slimming.widths)
-    if hasattr(inner, "config") and hasattr(inner.config, "ufs"):
-        return tuple(inner.config.ufs)
+    if hasattr(inner, "ufs"):
+        return tuple(inner.ufs)
     raise ValueError(f"the network is a {type(inner).__name__} with no UFs of its own: expected ufs")
 
 

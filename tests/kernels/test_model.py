@@ -6,7 +6,7 @@ from torch import nn
 
 pytest.importorskip("triton")
 
-from slimse import SlimDemucs, SlimDemucsConfig, Streamer, at, slimmify
+from slimse import SlimDemucsConfig, SlimModel, Streamer, at, slimmify
 
 LSTM = SlimDemucsConfig(hidden=4, depth=3, resample=2, rnn="lstm", rnn_layers=2)
 
@@ -14,7 +14,7 @@ LSTM = SlimDemucsConfig(hidden=4, depth=3, resample=2, rnn="lstm", rnn_layers=2)
 @pytest.fixture(params=["small", LSTM], ids=["gru", "lstm"])
 def models(request, device):
     """The same weights on kernels and on twins."""
-    models = [SlimDemucs(request.param, backend=backend).to(device) for backend in ("triton", "torch")]
+    models = [SlimModel(request.param, backend=backend).to(device) for backend in ("triton", "torch")]
     models[1].load_state_dict(models[0].state_dict())
     return models
 
@@ -23,8 +23,8 @@ def widths(kind, model, device):
     """A number, one per item, or one per frame."""
     if kind == "uniform":
         return 0.25
-    shape = (2,) if kind == "items" else (2, model.frames(400))
-    return torch.tensor(model.config.ufs, device=device)[torch.randint(4, shape, device=device)]
+    shape = (2,) if kind == "items" else (2, model.geometry.frames(400))
+    return torch.tensor(model.ufs, device=device)[torch.randint(4, shape, device=device)]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "items", "frames"])
@@ -66,7 +66,7 @@ def test_compiled_in_one_graph(models, device, distance):
 )
 def test_unknown_choices_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        SlimDemucs("small", **options)
+        SlimModel("small", **options)
 
 
 class Layers(nn.Module):

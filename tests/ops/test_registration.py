@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from slimse import SlimDemucs, ops
+from slimse import SlimModel, ops
 from slimse.width import SoftWidth
 
 
@@ -223,7 +223,7 @@ def test_autocast_reaches_products_but_not_states():
 @torch.no_grad()
 @pytest.mark.parametrize("ragged", [False, True])
 def test_the_whole_network_exports_and_compiles(ragged):
-    model, noisy = SlimDemucs("small").eval(), torch.randn(2, 1, 400)
+    model, noisy = SlimModel("small").eval(), torch.randn(2, 1, 400)
     uf = torch.tensor([0.25, 1.0]) if ragged else 0.25
     expected = model(noisy, uf)
     program = torch.export.export(model, (noisy, uf))
@@ -241,7 +241,7 @@ if sys.argv[1] == "missing":
     importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == "triton" else find(name)
 import slimse
 try:
-    slimse.SlimDemucs("small", backend="triton")(torch.randn(1, 1, 100))
+    slimse.SlimModel("small", backend="triton")(torch.randn(1, 1, 100))
 except ValueError as error:
     print(error)
 """

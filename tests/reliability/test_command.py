@@ -13,7 +13,7 @@ import soundfile
 from typer.testing import CliRunner
 
 import slimse
-from slimse import SlimDemucs
+from slimse import SlimModel
 from slimse.cli import app
 
 
@@ -23,7 +23,7 @@ def command(*arguments, **options):
 
 
 def test_workers_end_with_their_parent(tmp_path):
-    slimse.save(SlimDemucs("small"), tmp_path / "small.safetensors")
+    slimse.save(SlimModel("small"), tmp_path / "small.safetensors")
     rng = np.random.default_rng(0)
     for index in range(3):
         soundfile.write(tmp_path / f"{index}.wav", 0.1 * rng.standard_normal(16_000 * 900), 16_000)

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from slimse import SlimDemucs, Streamer
+from slimse import SlimModel, Streamer
 from slimse.serving import StreamBatch
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("runtime", ["eager", "numba"])
 @pytest.mark.parametrize("fed", [0, 100, 3000])
-def test_a_damaged_state_is_refused_and_a_sound_one_goes_on(backend, fed):
-    model = SlimDemucs("small").eval()
-    streamer, x = Streamer(model, 0.5, backend=backend), 0.1 * torch.randn(4000)
+def test_a_damaged_state_is_refused_and_a_sound_one_goes_on(runtime, fed):
+    model = SlimModel("small").eval()
+    streamer, x = Streamer(model, 0.5, runtime=runtime), 0.1 * torch.randn(4000)
     streamer.feed(x[:fed])
     state = streamer.state
     expected = streamer.feed(x[fed:])
@@ -23,10 +23,10 @@ def test_a_damaged_state_is_refused_and_a_sound_one_goes_on(backend, fed):
     damaged += [state._replace(pending=torch.zeros(1, 9999)), state._replace(pending=torch.full((1, 3), torch.nan))]
     damaged += [state._replace(model=inner._replace(samples=value)) for value in (-1, 7, 2**70, 1.5, None)]
     for name in ("up", "encoder", "skip", "rnn", "decoder", "down"):
-        parts = getattr(inner, name)
+        parts = getattr(inner.network, name)
         for bad in ((), None, parts[:-1], (*parts[:-1], parts[-1][..., None]), (*parts[:-1], parts[-1].long()),
                     (*parts[:-1], torch.cat([parts[-1]] * 3))):  # fmt: skip
-            damaged.append(state._replace(model=inner._replace(**{name: bad})))
+            damaged.append(state._replace(model=inner._replace(network=inner.network._replace(**{name: bad}))))
     for bad in damaged:
         with pytest.raises(ValueError, match="state"):
             streamer.state = bad
@@ -34,9 +34,9 @@ def test_a_damaged_state_is_refused_and_a_sound_one_goes_on(backend, fed):
     assert torch.equal(streamer.feed(x[fed:]), expected)
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
-def test_bad_chunks_leave_the_stream_as_it_was(backend, relative_error):
-    streamer, x = Streamer(SlimDemucs("small").eval(), np.float32(0.25), backend=backend), 0.1 * torch.randn(3000)
+@pytest.mark.parametrize("runtime", ["eager", "numba"])
+def test_bad_chunks_leave_the_stream_as_it_was(runtime, relative_error):
+    streamer, x = Streamer(SlimModel("small").eval(), np.float32(0.25), runtime=runtime), 0.1 * torch.randn(3000)
     whole = streamer.feed(x)
     streamer.reset()
     first = streamer.feed(x[:1000])
@@ -46,15 +46,15 @@ def test_bad_chunks_leave_the_stream_as_it_was(backend, relative_error):
     assert relative_error(torch.cat([first, streamer.feed(x[1000:])]), whole) < 1e-5
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
-def test_a_bad_tick_names_the_slot_and_disturbs_nobody(backend):
-    model = SlimDemucs("small", backend=backend).eval()
+@pytest.mark.parametrize("runtime", ["eager", "numba"])
+def test_a_bad_tick_names_the_slot_and_disturbs_nobody(runtime):
+    model = SlimModel("small", runtime=runtime).eval()
     one, other = (StreamBatch(model, 3) for _ in range(2))
     for batch in (one, other):
         batch.join(0.5)
         batch.join(1.0)
     for tick in range(6):
-        samples = 0.1 * torch.randn(3, model.hop)
+        samples = 0.1 * torch.randn(3, model.geometry.hop)
         bad = samples.clone()
         bad[1, 3] = torch.nan
         with pytest.raises(ValueError, match="slot 1"):

@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import diagonal_gru
-from ..width import WidthSet
-from .config import RouterConfig
+from .ops import diagonal_gru
+from .width import WidthSet
 
 NO_ROUTER = "these weights have no router, so nothing can choose by a budget: expected a UF, or weights with a router"
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """Sizes of a `Router`.
+
+    Args:
+        filters: channels of the convolution on the noisy input.
+        kernel_size: its taps, 8 ms at 16 kHz.
+        stride: samples between its windows; must divide the model's samples per frame.
+        units: of the diagonal GRU.
+        knots: budgets at which the conditions are learnt; between them they are interpolated.
+
+    Raises:
+        ValueError: for values that do not fit together.
+    """
+
+    filters: int = 48
+    kernel_size: int = 128
+    stride: int = 32
+    units: int = 64
+    knots: int = 10
+
+    def fewest_weights(self) -> int:
+        """Weights of the convolution, the recurrent layer and the tables alone."""
+        return self.filters * self.kernel_size + self.units * (3 * self.filters + self.knots)
+
+    def __post_init__(self) -> None:
+        """Check that the values fit together."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            least = 2 if f.name == "knots" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{f.name} = {value!r} of a router: expected an integer, {least} or more")
+        if self.kernel_size < self.stride:
+            raise ValueError(f"kernel_size = {self.kernel_size} of a router: expected at least stride = {self.stride}")
 
 
 class RouterState(NamedTuple):
@@ -46,6 +82,9 @@ class Router(nn.Module):
         hop: samples per frame, a multiple of ``config.stride``.
         sample_rate: Hz.
 
+    Raises:
+        ValueError: for a stride that does not divide ``hop``.
+
     Source: R of arXiv 2507.04879; budget, average, compression, order and first weights are this project's choice.
     """
 
@@ -58,6 +97,8 @@ class Router(nn.Module):
 
     def __init__(self, config: RouterConfig, ufs: WidthSet, hop: int, sample_rate: int) -> None:
         super().__init__()
+        if hop % config.stride:
+            raise ValueError(f"stride = {config.stride} of the router: expected a divisor of {hop} samples per frame")
         self.config, self.ufs, self.hop = config, ufs, hop
         # One input channel: the convolution is a product of windows.
         self.conv = nn.Linear(config.kernel_size, config.filters)

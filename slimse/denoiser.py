@@ -1,4 +1,4 @@
-"""Reading checkpoints of the original DEMUCS denoiser (arXiv 2006.12847) into a `SlimDemucs`."""
+"""Reading checkpoints of the original DEMUCS denoiser (arXiv 2006.12847) into a `SlimModel`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .config import SlimDemucsConfig
-from .demucs import SlimDemucs
+from .config import ModelConfig
+from .model import SlimModel
+from .networks import SlimDemucsConfig
 
 _POSITIONAL = (
     *("chin", "chout", "hidden", "depth", "kernel_size", "stride", "causal", "resample", "growth", "max_hidden"),
@@ -23,7 +24,7 @@ _POSITIONAL = (
 )
 """Constructor arguments of the original network, in their order."""
 _KNOWN_ELSEWHERE = {"chin": 1, "chout": 1, "glu": True}
-"""Arguments that `SlimDemucs` does not have, and the only value it can stand for."""
+"""Arguments that `SlimDemucsConfig` does not have, and the only value it can stand for."""
 _TRAINING_ONLY = {"max_hidden", "rescale", "seed"}
 """Arguments that leave no trace in a trained network beyond the shapes of its weights."""
 
@@ -32,7 +33,7 @@ class _OriginalClass:
     """Stands for the network's class in a pickled package; it is never built."""
 
 
-def load_denoiser(source: str | os.PathLike[str] | Mapping[str, Any], **arguments: Any) -> SlimDemucs:
+def load_denoiser(source: str | os.PathLike[str] | Mapping[str, Any], **arguments: Any) -> SlimModel:
     """Load weights of the original DEMUCS denoiser; at UF 1.0 the result computes what the original computes.
 
     Args:
@@ -61,7 +62,7 @@ def load_denoiser(source: str | os.PathLike[str] | Mapping[str, Any], **argument
         raise ValueError(f"{where}: {error}") from error
 
 
-def _build(package: Any, stored: Any, arguments: Mapping[str, Any]) -> SlimDemucs:
+def _build(package: Any, stored: Any, arguments: Mapping[str, Any]) -> SlimModel:
     """The network of what a file holds; raises a `ValueError` for what is not of a DEMUCS denoiser."""
     if not isinstance(package, Mapping) or not isinstance(stored, Mapping):
         raise ValueError(f"holds a {type(package).__name__}: expected weights by name, or a package with arguments")
@@ -77,9 +78,10 @@ def _build(package: Any, stored: Any, arguments: Mapping[str, Any]) -> SlimDemuc
     for name, tensor in state.items():
         _check_weight(name, tensor)
     config = _infer_config(state, {**stored, **arguments})
-    renamed = {_rename(name, config): (name, tensor) for name, tensor in state.items()}
+    assert isinstance(config.network, SlimDemucsConfig)
+    renamed = {_rename(name, config.network.depth): (name, tensor) for name, tensor in state.items()}
     with torch.device("meta"):
-        expected = SlimDemucs(config).state_dict()
+        expected = SlimModel(config).state_dict()
     for name in expected.keys() ^ renamed.keys():
         what = "is missing" if name in expected else "is no weight of this network"
         raise ValueError(f"{renamed[name][0] if name in renamed else name} {what}")
@@ -87,7 +89,7 @@ def _build(package: Any, stored: Any, arguments: Mapping[str, Any]) -> SlimDemuc
         theirs, found = renamed[name]
         if found.shape != tensor.shape:
             raise ValueError(f"{theirs} has shape {tuple(found.shape)}: expected {tuple(tensor.shape)}")
-    model = SlimDemucs(config)
+    model = SlimModel(config)
     model.load_state_dict({name: tensor.float() for name, (_, tensor) in renamed.items()})
     return model.eval()
 
@@ -128,7 +130,7 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
         ) from error
 
 
-def _infer_config(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> SlimDemucsConfig:
+def _infer_config(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> ModelConfig:
     """The configuration that weights and constructor arguments tell; they must agree."""
     depth = len({name.split(".")[1] for name in state if re.fullmatch(r"encoder\.\d+\.0\.weight", name)})
     if not depth or "lstm.lstm.weight_ih_l0" not in state:
@@ -159,9 +161,10 @@ def _infer_config(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> 
         if name in values:
             values[name] = value
     layers = len([name for name in state if re.fullmatch(r"lstm\.lstm\.weight_ih_l\d+", name)])
-    level = "signal" if values.pop("normalize") else "none"
+    level, floor = "signal" if values.pop("normalize") else "none", values.pop("floor")
     listed = None if _doubles(counts) else tuple(counts)
-    return SlimDemucsConfig(**values, **seen, level_channels=listed, rnn="lstm", rnn_layers=layers, level=level)
+    network = SlimDemucsConfig(**values, **seen, level_channels=listed, rnn="lstm", rnn_layers=layers)
+    return ModelConfig(network, level=level, floor=floor)
 
 
 def _doubles(counts: list[int]) -> bool:
@@ -186,12 +189,12 @@ def _check_growth(counts: list[int], arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _rename(name: str, config: SlimDemucsConfig) -> str:
-    """Name in `SlimDemucs` of a weight of the original; its decoder counts from the deepest level."""
+def _rename(name: str, depth: int) -> str:
+    """Name in a `SlimModel` of a weight of the original; its decoder counts from the deepest level."""
     if match := re.fullmatch(r"encoder\.(\d+)\.([02])\.(\w+)", name):
         level, layer, kind = match.groups()
-        return f"encoder.{level}.{'conv' if layer == '0' else 'glu'}.{kind}"
+        return f"network.encoder.{level}.{'conv' if layer == '0' else 'glu'}.{kind}"
     if match := re.fullmatch(r"decoder\.(\d+)\.([02])\.(\w+)", name):
         level, layer, kind = match.groups()
-        return f"decoder.{config.depth - 1 - int(level)}.{'glu' if layer == '0' else 'conv'}.{kind}"
-    return re.sub(r"^lstm\.(lstm|linear)\.", r"bottleneck.\1.", name)
+        return f"network.decoder.{depth - 1 - int(level)}.{'glu' if layer == '0' else 'conv'}.{kind}"
+    return re.sub(r"^lstm\.(lstm|linear)\.", r"network.bottleneck.\1.", name)

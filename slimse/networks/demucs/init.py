@@ -1,4 +1,4 @@
-"""First weights of a `SlimDemucs`."""
+"""Initialization of a `SlimDemucs`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .demucs import SlimDemucs
+    from .network import SlimDemucs
 
 _OPEN = 4.0
-"""First bias of a gate that lets its value pass: its sigmoid is 0.98."""
+"""Initial bias of a gate that lets its value pass: its sigmoid is 0.98."""
 
 
 @torch.no_grad()
 def initialise(model: SlimDemucs) -> None:
-    """Set scales and biases of the first weights, and let the network begin as a copy of its input where it can.
+    """Set scales and biases, and let the network begin as a copy of its input where it can.
 
     - The deviation of every convolution is pulled towards 0.1 (arXiv 2006.12847, section 3.2): without normalisation
       layers, PyTorch's default makes the deep levels start out nearly silent or too loud.
