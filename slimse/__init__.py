@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import load, save
 from .models import PRESETS, PlainDemucs, SlimDemucs, SlimDemucsConfig, load_denoiser
-from .slimmify import at, calibrate, extract, slimmify
+from .slimmify import at, calibrate, extract, load_slimmed, save_slimmed, slimmify
 from .streaming import Streamer
 from .width import WidthSet
 
@@ -29,7 +29,9 @@ __all__ = [
     "extract",
     "load",
     "load_denoiser",
+    "load_slimmed",
     "save",
+    "save_slimmed",
     "slimmify",
 ]
 __version__ = "0.1.0"
