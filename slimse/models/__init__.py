@@ -3,6 +3,7 @@
 from .config import PRESETS, RouterConfig, SlimDemucsConfig
 from .demucs import SlimDemucs
 from .denoiser import load_denoiser
+from .frame_router import FrameRouter
 from .plain import PlainDemucs
 from .router import Router, RouterState
 from .state import DemucsState
@@ -10,6 +11,7 @@ from .state import DemucsState
 __all__ = [
     "PRESETS",
     "DemucsState",
+    "FrameRouter",
     "PlainDemucs",
     "Router",
     "RouterConfig",
