@@ -2,8 +2,8 @@
 
     python bench/routing_ablation.py DATA --beta 0.1 1 10 --gamma 0 0.1 10
 
-The router learns alone, from what widths are worth frame by frame (`frame_benefit`), which is measured once for a set
-of mixtures: minutes on a CPU instead of hours. Each row varies one weight, the other one is that of the recipe. Shares
+The router learns alone, from what widths are worth frame by frame (`measured`, once for a set of
+mixtures): minutes on a CPU instead of hours. Each row varies one weight, the other one is that of the recipe. Shares
 are given as sampled over the last fifth of the training, and as the argmax of inference chooses, before calibration.
 """
 
@@ -22,7 +22,7 @@ from slimse.training.data import TrainingData
 from slimse.training.losses import EnhancementLoss
 from slimse.training.module import rate_factor, temperature_at
 from slimse.training.optimizer import MuonAdamW
-from slimse.training.routing import RoutingLoss, frame_benefit, straight_through_gates
+from slimse.training.routing import RoutingLoss, measured, straight_through_gates
 from slimse.training.run import prepare
 
 
@@ -31,17 +31,9 @@ class Mixtures:
 
     def __init__(self, model: slimse.SlimModel, data: Path, config: TrainConfig, count: int) -> None:
         items = TrainingData(data, None, config, model.sample_rate).items(0, count, config.seed, config.seconds)
-        pairs = [items[index] for index in range(count)]
-        self.noisy, clean = (torch.stack(side) for side in zip(*pairs, strict=True))
-        self.frames = model.geometry.frames(self.noisy.shape[2])
-        worth = []
         loss = EnhancementLoss(spectral=config.spectral, error_level=config.error_level)
-        with torch.no_grad():
-            for x, y in zip(self.noisy.split(6), clean.split(6), strict=True):
-                wide, narrow = model(x, 1.0), model(x, model.ufs[0])
-                benefit = frame_benefit(loss, x, y, wide, narrow, model.geometry.hop, self.frames)
-                worth.append(benefit)
-        self.worth = torch.cat(worth)
+        self.noisy, costs = measured(model, loss, items, count, torch.device("cpu")).tensors
+        self.frames, self.worth = costs.shape[1], costs[:, :, 0]
 
 
 def train_router(

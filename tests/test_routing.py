@@ -24,6 +24,7 @@ from slimse.training.routing import (
     calibrate,
     frame_benefit,
     max_entropy_shares,
+    measured,
     own_use,
     straight_through_gates,
 )
@@ -189,6 +190,12 @@ def test_max_entropy_shares_have_the_mean_that_is_asked():
     assert (shares @ torch.tensor(ufs))[1:3].tolist() == pytest.approx([0.25, 0.6], abs=1e-5)
 
 
+def measured_pairs(module):
+    """A batch of stage ``router``."""
+    pairs = list(zip(*some_pairs(), strict=True))
+    return measured(module.model, module.loss, pairs, len(pairs), torch.device("cpu")).tensors
+
+
 def test_stages_train_what_they_should():
     batch = some_pairs()
     for stage, backbone, router in (
@@ -198,51 +205,52 @@ def test_stages_train_what_they_should():
         ("fixed", True, False),
     ):
         module = module_of(replace(CONFIG, stage=stage, fixed_uf=1.0))
-        module.training_step(batch, 0).backward()
+        module.training_step(measured_pairs(module) if stage == "router" else batch, 0).backward()
         gradients = {name: p.grad is not None and bool(p.grad.any()) for name, p in module.model.named_parameters()}
         assert {ok for name, ok in gradients.items() if not name.startswith("router.")} == {backbone}, stage
         assert {ok for name, ok in gradients.items() if name.startswith("router.")} == {router}, stage
     # Without a gradient through the gates, the router still learns from measured benefits, and the backbone from it.
-    for stage in ("router", "joint"):
-        module = module_of(replace(CONFIG, stage=stage, through=0.0))
-        routed = []
-        module.model.register_forward_pre_hook(lambda _, args, routed=routed: routed.append(args[1]))
-        module.training_step(batch, 0).backward()
-        assert all(p.grad.any() for p in module.model.router.parameters())
-        gates = [uf for uf in routed if isinstance(uf, torch.Tensor)]
-        assert len(gates) == (stage == "joint")
-        assert not any(uf.requires_grad for uf in gates)
+    module = module_of(replace(CONFIG, stage="joint", through=0.0))
+    routed = []
+    module.model.register_forward_pre_hook(lambda _, args: routed.append(args[1]))
+    module.training_step(batch, 0).backward()
+    assert all(p.grad.any() for p in module.model.router.parameters())
+    (gates,) = (uf for uf in routed if isinstance(uf, torch.Tensor))
+    assert not gates.requires_grad
     with pytest.raises(ValueError, match="a model with a router"):
         SlimmableTraining(CONFIG, SlimModel("small"))
 
 
-def test_the_router_stage_measures_every_width_at_several_budgets(monkeypatch):
-    module = module_of(replace(CONFIG, stage="router", through=0.0, budgets_per_item=3))
-    model, batch = module.model, some_pairs()
+def test_the_router_stage_weighs_every_width_at_several_budgets(monkeypatch):
+    module = module_of(replace(CONFIG, stage="router", budgets_per_item=3))
+    model, (noisy, clean) = module.model, some_pairs()
     # Widths that differ, and a deaf router, so that its shares are those of the budgets.
     with torch.no_grad():
         for parameter in model.network.decoder.parameters():
             parameter.mul_(1 + torch.rand_like(parameter))
         model.router.output.weight.zero_()
-    ran, asked = [], []
-    forward, logits = model.forward, model.router_logits
-    monkeypatch.setattr(model, "forward", lambda x, uf: ran.append((len(x), uf)) or forward(x, uf))
+    pairs = list(zip(noisy, clean, strict=True))
+    sounds, costs = measured(model, module.loss, pairs, 3, torch.device("cpu")).tensors
+    frames, hop = model.geometry.frames(4000), model.geometry.hop
+    assert sounds.equal(noisy[:3]) and costs.shape == (3, frames, 4)
+    outputs = [model(sounds, uf) for uf in model.ufs]
+    for column, output in zip(costs.unbind(2), outputs, strict=True):
+        worth = frame_benefit(module.loss, sounds, clean[:3], outputs[-1], output, hop, frames)
+        torch.testing.assert_close(column, worth, rtol=1e-4, atol=1e-6)
+    asked, logits = [], model.router_logits
     monkeypatch.setattr(model, "router_logits", lambda x, s, f, b: asked.append(b) or logits(x, s, f, b))
     logged = {}
     module.log_dict = logged.update
-    module.training_step(batch, 0)
-    assert ran == [(4, uf) for uf in model.ufs]
-    assert len(asked[0]) == 12 and len(asked[0].unique()) == 12
+    module.training_step((sounds, costs), 0)
+    assert len(asked[0]) == 9 and len(asked[0].unique()) == 9
     wanted = model.router.knot_weights(asked[0]) @ model.router.bias_width
     octaves = torch.tensor(model.ufs).log2()
-    shares = (-2 * (wanted[:, None] - octaves).square()).softmax(-1).unflatten(0, (3, 4)).mean(0)
-    outputs = [forward(batch[0], uf) for uf in model.ufs]
-    frames, hop = model.geometry.frames(4000), model.geometry.hop
-    worth = torch.stack([frame_benefit(module.loss, *batch, outputs[-1], out, hop, frames) for out in outputs])
-    weighted = worth.mean(2).t()
-    assert float(logged["train/guide"]) == pytest.approx((shares * weighted).sum(1).mean().item(), rel=1e-3)
+    shares = (-2 * (wanted[:, None] - octaves).square()).softmax(-1).unflatten(0, (3, 3)).mean(0)
+    assert float(logged["train/guide"]) == pytest.approx((shares * costs.mean(1)).sum(1).mean().item(), rel=1e-3)
     with pytest.raises(ValueError, match="budgets_per_item = 2"):
         replace(CONFIG, budgets_per_item=2)
+    with pytest.raises(ValueError, match="measured = 1: expected at least batch"):
+        replace(CONFIG, stage="router", measured=1)
 
 
 def test_the_router_decides_alike_under_autocast():
@@ -270,7 +278,7 @@ def test_steps_draw_alike_again_and_differently_later():
     for name, step in (("first", 3), ("again", 3), ("later", 4)):
         module.routing = RoutingLoss(module.model.router)
         module._trainer.global_step = step
-        rng[name] = float(module._routed(*batch, batch[1], []).detach())
+        rng[name] = float(module._joined(*batch, batch[1], []).detach())
     assert rng["first"] == rng["again"] != rng["later"]
 
 
@@ -287,7 +295,7 @@ def test_a_router_learns_which_sound_is_worth_width():
         dull = torch.nn.functional.avg_pool1d(noise.unsqueeze(1), 32, 1)[:, 0] * 32**0.5
         return torch.where(white, noise[:, 31:], dull)
 
-    budget, ufs = torch.full((6,), 0.3), torch.tensor(MODEL_CONFIG.ufs)
+    budget, ufs = torch.full((6,), 0.3), torch.tensor(model.ufs)
     rng = np.random.default_rng(0)
     for step in range(200):
         temperature = max(0.3, 0.3 ** (step / 140))

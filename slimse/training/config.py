@@ -61,10 +61,13 @@ class TrainConfig:
     """Weights of `RoutingLoss`. The larger ``gamma``, the more frames get UFs far from the budget, though those between
     would bring more for the same cost."""
     budgets_per_item: int = 1
-    """Budgets at which the router sees each item: in stage ``router`` they cost little beside running the widths."""
+    """Budgets at which the router sees each item: in stage ``router`` they cost little."""
+    measured: int = 400
+    """Mixtures that stage ``router`` runs at every width before its first step. It trains on these alone, pass after
+    pass: what widths are worth does not change while the backbone is frozen."""
     through: float = 1.0
-    """Factor on the straight-through gradient of the routed output that reaches the router. 0 leaves it to `guide` what
-    widths are worth; the backbone still learns to run at what the router chooses."""
+    """In stage ``joint``, factor on the straight-through gradient of the routed output that reaches the router. 0
+    leaves it to `guide` what widths are worth; the backbone still learns to run at what the router chooses."""
     guide: float = 10.0
     """Weight of what the widths of the step were worth at each frame (`frame_benefit`), in the router's loss. Benefits
     are about 0.1 per frame, small beside the pull to the budget. Stage ``router`` measures all widths; elsewhere those
@@ -122,10 +125,10 @@ class TrainConfig:
             raise ValueError(f"budget_low = {self.budget_low!r}: expected a number up to {self.budget_high!r}")
         if self.narrow_widths not in (1, 2):
             raise ValueError(f"narrow_widths = {self.narrow_widths!r}: expected 1 or 2")
-        if self.budgets_per_item < 1 or (self.budgets_per_item > 1 and (self.stage != "router" or self.through)):
-            raise ValueError(
-                f"budgets_per_item = {self.budgets_per_item}: expected 1, or more in stage 'router' with through = 0"
-            )
+        if self.budgets_per_item < 1 or (self.budgets_per_item > 1 and self.stage != "router"):
+            raise ValueError(f"budgets_per_item = {self.budgets_per_item}: expected 1, or more in stage 'router'")
+        if self.stage == "router" and self.measured < self.batch:
+            raise ValueError(f"measured = {self.measured}: expected at least batch = {self.batch}")
         if self.narrow_batch > self.batch:
             raise ValueError(f"narrow_batch = {self.narrow_batch}: expected at most batch = {self.batch}")
         for name in ("decay", "ema", "switching"):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from ..audio.files import read_mono
 from ..evaluation.evaluate import Pair as FilePair
@@ -132,6 +132,8 @@ class TrainingData(lightning.LightningDataModule):
         super().__init__()
         self.config, self.sample_rate, self.mix_on_device = config, sample_rate, mix_on_device
         self._renderer: Renderer | None = None
+        self.measured: TensorDataset | None = None
+        """What stage ``router`` trains on in place of fresh items; see `slimse.training.routing.measured`."""
         held = tuple(f"{speaker}_" for speaker in config.valid_speakers)
         pairs = training_pairs(data)
         self.pairs = [pair for pair in pairs if not Path(pair.name).name.startswith(held)]
@@ -169,6 +171,14 @@ class TrainingData(lightning.LightningDataModule):
         config = self.config
         assert self.trainer is not None
         processes, rank = self.trainer.world_size, self.trainer.global_rank
+        if self.measured is not None:
+            # Of every step anew, so that a resumed run sees the same.
+            steps = range(self.trainer.global_step, self.trainer.global_step + config.every)
+            together = min(config.batch * processes, len(self.measured))
+            draws = (np.random.default_rng([config.seed, step, 2]).permutation(len(self.measured)) for step in steps)
+            drawn = [int(index) for draw in draws for index in draw[:together][rank::processes]]
+            chosen: Subset[Any] = Subset(self.measured, drawn)  # type: ignore[arg-type]
+            return DataLoader(chosen, batch_size=config.batch)
         size = config.batch * processes * config.every
         items = self.items(self.trainer.global_step * config.batch * processes, size, config.seed, config.seconds)
         planned = self.mix_on_device and isinstance(items, Mixer)

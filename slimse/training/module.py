@@ -39,7 +39,8 @@ class SlimmableTraining(lightning.LightningModule):
     - ``backbone``: the widest UF on the whole batch, and the smallest, a random one between, or both on a part of
       it; the narrow ones learn from the clean signal and from the widest one's output. In a share of the steps, the
       whole batch at widths that change every few frames instead.
-    - ``router``: the router's gates on the whole batch, each item with a budget of its own; all else is frozen.
+    - ``router``: the router's gates on the whole batch, each item with a budget of its own; all else is frozen. In
+      place of clean signals, batches have `frame_costs`, measured beforehand.
     - ``joint``: both together, so that the uniform widths stay good while the router learns.
     - ``fixed``: one width on the whole batch.
 
@@ -70,20 +71,15 @@ class SlimmableTraining(lightning.LightningModule):
 
     def training_step(self, batch: Pair, index: int) -> Tensor:
         """Sum of the losses of this step."""
-        noisy, clean = batch
         stage, widest = self.config.stage, self.model.ufs[-1]
+        if stage == "router":
+            self.model.eval()
+            return self._routed(*batch)[0]
+        noisy, clean = batch
         if stage == "fixed":
             loss = self.loss(self.model(noisy, self.config.fixed_uf), clean, noisy)
             self.log(f"train/{self.config.fixed_uf}", loss.detach())
             return loss
-        if stage == "router":
-            # A frozen backbone still tells the router what its widths are worth; in `eval` it may run compiled.
-            self.model.eval()
-            with torch.no_grad():
-                outputs = {uf: self.model(noisy, uf) for uf in self.model.ufs}
-            items = torch.arange(len(noisy))
-            runs = [NarrowRun(items, uf, output) for uf, output in outputs.items() if uf != widest]
-            return self._routed(noisy, clean, outputs[widest], runs)
         rng = np.random.default_rng([self.config.seed, self.global_step])
         if stage == "backbone" and rng.random() < self.config.switching:
             loss = self.loss(self.model(noisy, self._changing(rng, noisy)), clean, noisy)
@@ -94,7 +90,7 @@ class SlimmableTraining(lightning.LightningModule):
         self.log(f"train/{widest}", loss.detach())
         narrow, runs = self._narrow(rng, noisy, clean, wide.detach())
         loss = loss + narrow
-        return loss + self._routed(noisy, clean, wide.detach(), runs) if stage == "joint" else loss
+        return loss + self._joined(noisy, clean, wide.detach(), runs) if stage == "joint" else loss
 
     def _narrow(self, rng: Generator, noisy: Tensor, clean: Tensor, wide: Tensor) -> tuple[Tensor, list[NarrowRun]]:
         config, ufs = self.config, self.model.ufs
@@ -130,7 +126,8 @@ class SlimmableTraining(lightning.LightningModule):
         jitter = torch.from_numpy(rng.normal(scale=4.0, size=(len(noisy), frames))).to(noisy)
         return ufs.at(by_loudness(noisy, budget, self.model.geometry.hop, jitter, ufs))
 
-    def _routed(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
+    def _routed(self, noisy: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the router's choice, whose UFs lose ``costs`` ``[B, frames, n_ufs]``, and the gates it chose."""
         config, model = self.config, self.model
         assert model.router is not None and self.routing is not None
         views = noisy.repeat(config.budgets_per_item, 1, 1)
@@ -140,30 +137,29 @@ class SlimmableTraining(lightning.LightningModule):
         logits, _ = model.router_logits(views[:, 0], model.initial_state(items), frames, budget)
         temperature = temperature_at(config, self.global_step)
         gates = straight_through_gates(logits, noise, temperature)
-        own = noisy.new_zeros(())
-        # With a frozen backbone and no gradient through the gates, nothing would learn from the routed output.
-        if config.stage == "joint" or config.through:
-            fixed = gates.detach()
-            enhanced = model(noisy, fixed + config.through * (gates - fixed) if config.through else fixed)
-            own = self.loss(enhanced, clean, noisy)
-            own = own + config.distill * _distance(enhanced, wide, noisy)
         use, parts = self.routing(gates, budget, model.router.knot_weights(budget))
         shares = torch.softmax(logits / temperature, dim=-1).unflatten(0, (-1, len(noisy))).mean(0)
-        guide = noisy.new_zeros(())
+        guide = (shares * costs).sum(2).mean()
+        self.log_dict({"train/guide": guide.detach()} | {f"train/{name}": value for name, value in parts.items()})
+        return use + config.guide * guide, gates
+
+    def _joined(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
+        """The losses of the router's choice and of the output at it."""
+        through, ufs = self.config.through, torch.tensor(self.model.ufs, device=noisy.device)
+        hop, frames = self.model.geometry.hop, self.model.geometry.frames(noisy.shape[2])
+        costs = noisy.new_zeros(len(noisy), frames, len(ufs))
         for run in runs:
             signals = noisy[run.part], clean[run.part], wide[run.part], run.output
-            benefit = frame_benefit(self.loss, *signals, model.geometry.hop, frames)
-            guide = guide + ((shares[run.part] @ self._forgone(run.uf)) * benefit).mean()
-        self.log_dict({"train/routed": own.detach(), "train/guide": guide.detach()})
-        self.log_dict({f"train/{name}": value for name, value in parts.items()})
-        return own + use + config.guide * guide
-
-    def _forgone(self, uf: float) -> Tensor:
-        """What share of the benefit of the widest UF over ``uf`` is lost at each of the UFs."""
-        ufs = torch.tensor(self.model.ufs, device=self.device)
-        if self.config.stage == "router":
-            return (ufs == uf).float()
-        return ufs.log2() / np.log2(uf) / self.config.narrow_widths
+            benefit = frame_benefit(self.loss, *signals, hop, frames).unsqueeze(2)
+            # Of widths that did not run, in proportion to their octaves; of items that did not, by those that did.
+            share = ufs.log2() / np.log2(run.uf) / self.config.narrow_widths * len(noisy) / len(run.part)
+            costs[run.part] += benefit * share
+        loss, gates = self._routed(noisy, costs)
+        fixed = gates.detach()
+        enhanced = self.model(noisy, fixed + through * (gates - fixed) if through else fixed)
+        own = self.loss(enhanced, clean, noisy) + self.config.distill * _distance(enhanced, wide, noisy)
+        self.log("train/routed", own.detach())
+        return own + loss
 
     def _drawn(self, items: int, draw: Callable[[Generator, int], Any]) -> Tensor:
         """The share of this process in what the step draws for the items of all processes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from ..model import SlimModel
 from ..profiling import profile
@@ -180,6 +181,44 @@ def frame_benefit(
     """
     saved = loss.saved_per_frame(narrow, wide, clean, noisy, hop, frames).unsqueeze(1)
     return F.avg_pool1d(saved, _AROUND, 1, _AROUND // 2, count_include_pad=False)[:, 0]
+
+
+@torch.no_grad()
+def frame_costs(model: SlimModel, loss: EnhancementLoss, noisy: Tensor, clean: Tensor) -> Tensor:
+    """What every width loses against the widest, around each frame, on ``[B, 1, T]``: ``[B, frames, len(ufs)]``."""
+    hop, frames = model.geometry.hop, model.geometry.frames(noisy.shape[2])
+    wide = model(noisy, model.ufs[-1])
+    lost = [frame_benefit(loss, noisy, clean, wide, model(noisy, uf), hop, frames) for uf in model.ufs[:-1]]
+    return torch.stack([*lost, torch.zeros_like(lost[0])], dim=2)
+
+
+def measured(
+    model: SlimModel, loss: EnhancementLoss, pairs: Dataset[tuple[Tensor, Tensor]], count: int, device: torch.device
+) -> TensorDataset:
+    """The first ``count`` pairs with their `frame_costs`, which a frozen backbone does not change.
+
+    Args:
+        model: in inference it may run compiled. It is back where it was afterwards.
+        loss: what the widths are worth in.
+        pairs: noisy and clean, ``[1, T]`` each.
+        count: how many of them to measure.
+        device: where to run the widths.
+
+    Returns:
+        Noisy signals ``[1, T]`` and costs ``[frames, len(ufs)]``.
+    """
+    home = next(model.parameters()).device
+    model, loss = model.to(device).eval(), loss.to(device)
+    noisy, costs = [], []
+    # Few at a time bound the memory.
+    for start in range(0, count, 4):
+        items = [pairs[index] for index in range(start, min(start + 4, count))]
+        sounds, cleans = (torch.stack(side).to(device) for side in zip(*items, strict=True))
+        noisy.append(sounds.cpu())
+        costs.append(frame_costs(model, loss, sounds, cleans).cpu())
+    model.to(home)
+    loss.to(home)
+    return TensorDataset(torch.cat(noisy), torch.cat(costs))
 
 
 def own_use(model: SlimModel) -> float:

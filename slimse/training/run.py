@@ -24,7 +24,7 @@ from .data import TrainingData
 from .module import SlimmableTraining
 from .optimizer import multiplies_bf16
 from .progress import ProgressReport, mean_scores, others_quiet, scores_in_words
-from .routing import calibrate
+from .routing import calibrate, measured
 from .table import TableLogger
 from .time_budget import TimeBudget
 
@@ -111,6 +111,12 @@ def train(
         callbacks.append(report)
     mix_on_device = device != "auto" or torch.cuda.is_available()
     source = TrainingData(data, valid, config, model.sample_rate, mix_on_device)
+    if config.stage == "router":
+        if progress:
+            report.say(f"running {config.measured} mixtures at every width")
+        items = source.items(0, config.measured, config.seed, config.seconds)
+        where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        source.measured = measured(model, module.loss, items, config.measured, where)
     if end is not None:
         # Before the checkpoint, which is to see what it decided.
         callbacks.insert(0, TimeBudget(source, end - monotonic()))
