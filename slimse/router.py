@@ -66,7 +66,7 @@ class Router(nn.Module):
     Every frame hears ``hop`` new samples. The rectified outputs of the windows among them are averaged and
     compressed by ``log1p``: what the recurrent layer sees are levels of bands in a logarithmic measure, so that a
     change of level moves them all alike, and the ratio of loud to soft that tells speech from noise stays. The
-    first weights of the convolution are windowed cosines and sines at mel-spaced frequencies.
+    initial weights of the convolution are windowed cosines and sines at mel-spaced frequencies.
 
     What comes out is one number per frame, the width that is wanted, in octaves; the logit of a UF falls with the
     square of its distance from it. So UFs are in order: what wants more takes the next one. With a logit of its own
@@ -85,7 +85,7 @@ class Router(nn.Module):
     Raises:
         ValueError: for a stride that does not divide ``hop``.
 
-    Source: R of arXiv 2507.04879; budget, average, compression, order and first weights are this project's choice.
+    Source: R of arXiv 2507.04879; budget, average, compression, order and initialization are this project's choice.
     """
 
     budgets: Tensor

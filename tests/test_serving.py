@@ -30,7 +30,7 @@ PLANS = [(0, 9), (2, 14), (2, 1), (4, 3), (8, 12), (10, 7)]
 
 
 def built(name):
-    """A model, whose router uses all of its widths on noise, which first weights do not."""
+    """A model, whose router uses all of its widths on noise, which a fresh one does not."""
     model = SlimModel(CONFIGS[name]).eval().requires_grad_(False)
     if model.router is not None:
         model.router.output.weight.normal_(std=4.0)
