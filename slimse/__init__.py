@@ -12,7 +12,7 @@ from .config import PRESETS, ModelConfig
 from .denoiser import load_denoiser
 from .model import SlimModel
 from .networks import SlimDemucsConfig
-from .slimmify import at, calibrate, extract, slimmify
+from .slimmify import at, calibrate, extract, load_slimmed, save_slimmed, slimmify
 from .streaming import Streamer
 from .width import WidthSet
 
@@ -32,7 +32,9 @@ __all__ = [
     "extract",
     "load",
     "load_denoiser",
+    "load_slimmed",
     "save",
+    "save_slimmed",
     "slimmify",
 ]
 __version__ = "0.1.0"

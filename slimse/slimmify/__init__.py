@@ -18,6 +18,7 @@ from ..ops import check_backend
 from ..width import WidthSet
 from .check import refusal, settle
 from .exchange import Network, apply, calibrate, extract
+from .file import load_slimmed, save_slimmed
 from .plan import Plan
 from .report import GroupReport, SlimmingReport, WidthReport, count_macs, report, why
 
@@ -29,6 +30,8 @@ __all__ = [
     "calibrate",
     "count_macs",
     "extract",
+    "load_slimmed",
+    "save_slimmed",
     "slimmify",
 ]
 
@@ -90,7 +93,7 @@ def slimmify(
         if not plan.cut:
             reasons = [f"{', '.join(g.layers[:2])}: {why(g)}" for g in plan.channels.all_groups() if g.layers]
             raise ValueError(f"nothing can be cut: {'; '.join(reasons[:8]) or 'it has no layer of a known type'}")
-        apply(network, plan, ufs=widths, **options)
+        apply(network, plan.applied(), ufs=widths, **options)
         refused = refusal(network, plan, example, widths)
         for layer in network.modules():
             if isinstance(layer, SlimLayer):

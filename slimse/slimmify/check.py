@@ -66,7 +66,7 @@ def problem(
     """Make a copy of a network slimmable by a plan and run it at every UF; what goes wrong, or nothing."""
     slim = copy.deepcopy(network).eval()
     expected = run(slim, *example)
-    apply(slim, plan, ufs=tuple(ufs), **options)
+    apply(slim, plan.applied(), ufs=tuple(ufs), **options)
     for uf in (1.0, *(uf for uf in ufs if uf != 1)):
         try:
             with at(uf):

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..nn import SlimBatchNorm1d, SlimBatchNorm2d, SlimLayer
+from ..nn import Axis, SlimBatchNorm1d, SlimBatchNorm2d, SlimLayer
 from ..nn.context import at
 from .context import SHORT_CUTS, Appearance, Cuts, extract_parameters, slice_parameters
 from .leaves import convert
-from .plan import Plan
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def apply(network: nn.Module, plan: Plan, *, ufs: tuple[float, ...], **options: Any) -> None:
-    """Make the layers of a plan slimmable, in place.
+class Cut(NamedTuple):
+    """What a UF cuts of a network."""
+
+    axes: dict[str, dict[str, Axis]]
+    """By name of a layer or parameter, and side."""
+    counts: dict[str, dict[str, int]]
+    """Attributes that count blocks of channels inside of modules, such as heads, by name of the module."""
+
+
+def apply(network: nn.Module, cut: Cut, *, ufs: tuple[float, ...], **options: Any) -> None:
+    """Make the layers that are cut slimmable, in place.
 
     Args:
-        network: the one that the plan was made for, or a copy.
-        plan: what a UF cuts.
+        network: the one that was followed, or one like it.
+        cut: what a UF cuts.
         ufs: those that batch norms keep statistics of.
         **options: attributes of every slimmable layer.
     """
-    axes, layers = plan.axes(), dict(network.named_modules())
+    axes, layers = cut.axes, dict(network.named_modules())
     parameters: dict[str, Cuts] = {}
     for name, sides in axes.items():
         if name not in layers:
             owner, _, parameter = name.rpartition(".")
-            ((axis, cut),) = sides.items()
-            parameters.setdefault(owner, {})[parameter] = (int(axis), cut)
+            ((dim, axis),) = sides.items()
+            parameters.setdefault(owner, {})[parameter] = (int(dim), axis)
     for name, layer in layers.items():
         # What comes into a batch norm has another distribution at every width, whether it is cut or not.
         if name in axes or (type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d) and axes):
@@ -44,8 +52,8 @@ def apply(network: nn.Module, plan: Plan, *, ufs: tuple[float, ...], **options: 
         for kind, switches in SHORT_CUTS.items()
         if isinstance(module, kind) and any(isinstance(layer, SlimLayer) for layer in module.modules())
     }
-    for owner in {*parameters, *plan.counts, *switches}:
-        seen = Appearance(parameters.get(owner, {}), plan.counts.get(owner, {}), switches.get(owner, ()))
+    for owner in {*parameters, *cut.counts, *switches}:
+        seen = Appearance(parameters.get(owner, {}), cut.counts.get(owner, {}), switches.get(owner, ()))
         slice_parameters(layers[owner], seen)
 
 

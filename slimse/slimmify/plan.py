@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..nn import Axis
 from .channels import Channels, Group, Labels, SplitNeededError
+from .exchange import Cut
 from .leaves import LEAVES, leaf_of
 from .trace import Trace
 
@@ -112,12 +113,13 @@ class Plan:
                     self.counts.setdefault(owner, {}).update(counts)
         return bool(self.counts)
 
-    def axes(self) -> dict[str, dict[str, Axis]]:
-        """What is cut, by name of a layer or parameter and side; layers of which nothing is cut are left out."""
+    def applied(self) -> Cut:
+        """What is cut; layers of which nothing is cut are left out."""
         axes: dict[str, dict[str, Axis]] = {}
         for (name, side), labels in self.reads.items():
             axes.setdefault(name, {})[side] = self.channels.layout(labels, self.cut)
-        return {name: sides for name, sides in axes.items() if any(axis.is_cut for axis in sides.values())}
+        cut = {name: sides for name, sides in axes.items() if any(axis.is_cut for axis in sides.values())}
+        return Cut(cut, copy.deepcopy(self.counts))
 
 
 def _check_copy(network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..nn.context import at
 from .channels import Group
 from .check import run
-from .exchange import extract
+from .exchange import Cut, extract
 from .plan import Plan
 
 
@@ -50,6 +50,8 @@ class SlimmingReport:
     """Layers that the example does not reach; they stay full."""
     refusal: str
     """Why a tensor of UFs is refused, or empty if items of a batch may differ in width."""
+    cut: Cut
+    """What a UF cuts of every layer: enough to make another network of the same code slimmable."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -113,7 +115,7 @@ def report(
             macs = count_macs(network, *example)
         parameters = sum(parameter.numel() for parameter in extract(network, uf).parameters())
         widths.append(WidthReport(uf, macs, parameters))
-    return SlimmingReport(tuple(groups), tuple(widths), tuple(plan.uncalled), refused)
+    return SlimmingReport(tuple(groups), tuple(widths), tuple(plan.uncalled), refused, plan.applied())
 
 
 def why(group: Group) -> str:
