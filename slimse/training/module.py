@@ -21,6 +21,7 @@ from .data import Pair
 from .losses import EnhancementLoss, framed, levelled
 from .optimizer import MuonAdamW
 from .routing import RoutingLoss, frame_benefit, max_entropy_shares, straight_through_gates
+from .sandwich import narrow_passes
 
 
 class NarrowRun(NamedTuple):
@@ -100,16 +101,23 @@ class SlimmableTraining(lightning.LightningModule):
         narrow_ufs = [ufs[0], float(rng.choice(ufs[1:-1] or ufs[:1]))] if len(ufs) > 1 else []
         if config.narrow_widths == 1:
             narrow_ufs = narrow_ufs[self.global_step % 2 :][:1]
+        # A different part of the batch for each, so that no item is left to the widest width alone for long.
+        draws = [(uf, torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])) for uf in narrow_ufs]
         loss = noisy.new_zeros(())
         runs: list[NarrowRun] = []
-        # A different part of the batch for each, so that no item is left to the widest width alone for long.
-        for uf in narrow_ufs:
-            part = torch.from_numpy(rng.permutation(len(noisy))[: config.narrow_batch])
-            narrow = self.model(noisy[part], uf)
-            own = self.loss(narrow, clean[part], noisy[part])
-            self.log(f"train/{uf}", own.detach())
-            loss = loss + own + config.distill * _distance(narrow, wide[part], noisy[part])
-            runs.append(NarrowRun(part, uf, narrow.detach()))
+        for one in narrow_passes(
+            self.model,
+            (noisy, (clean, noisy)),
+            wide,
+            draws,
+            lambda output, target: self.loss(output, *target),
+            lambda output, teacher, target: _distance(output, teacher, target[1]),
+            config.distill,
+        ):
+            assert one.part is not None, "narrow widths get a part of the batch"
+            self.log(f"train/{one.uf}", one.own.detach())
+            loss = loss + one.own + (0.0 if one.distilled is None else one.distilled)
+            runs.append(NarrowRun(one.part, one.uf, one.output.detach()))
         return loss, runs
 
     @torch.no_grad()
