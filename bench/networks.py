@@ -24,6 +24,8 @@ class Case:
     """Takes the network, a batch size, and a length in tenths of a second or the like."""
     package: str = ""
     """What has to be installed."""
+    length: int = 5
+    """Of the inputs that times are taken on."""
 
     @property
     def missing(self) -> str:
@@ -146,7 +148,7 @@ def _asteroid(name: str, small: dict[str, Any], full: dict[str, Any]) -> Case:
 
         return getattr(asteroid.models, name)(1, **(small if is_small else full))
 
-    return Case(make, lambda _, batch, length: (torch.randn(batch, 1, 1600 * length),), "asteroid")
+    return Case(make, lambda _, batch, length: (torch.randn(batch, 1, 1600 * length),), "asteroid", 10)
 
 
 def _sudormrf(is_small: bool) -> nn.Module:
@@ -183,7 +185,9 @@ NETWORKS = {
         "ConvTasNet", {**_TASNET, "norm_type": "cLN", "causal": True}, {"norm_type": "cLN", "causal": True}
     ),
     "asteroid DPRNN": _asteroid("DPRNNTasNet", _DPRNN, {"n_repeats": 2}),
-    "asteroid SuDoRM-RF": Case(_sudormrf, lambda _, batch, length: (torch.randn(batch, 1, 1600 * length),), "asteroid"),
+    "asteroid SuDoRM-RF": Case(
+        _sudormrf, lambda _, batch, length: (torch.randn(batch, 1, 1600 * length),), "asteroid", 10
+    ),
     "asteroid LSTMMasker": _asteroid("LSTMTasNet", {"n_filters": 16, "hid_size": 16, "n_layers": 2}, {}),
     "transformers Whisper encoder": Case(_whisper, _mel, "transformers"),
     "torch.nn.Transformer": Case(
@@ -202,5 +206,6 @@ NETWORKS = {
     "every layer": Case(
         lambda small: EveryLayer(16 if small else 128),
         lambda _, batch, length: (torch.randint(20, (batch, 20 * length)),),
+        length=3,
     ),
 }

@@ -29,8 +29,9 @@ from slimse.evaluation import METRICS
 from slimse.profiling import ModelProfile, profile
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/concepts.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/concepts.md", "docs/results.md", "docs/your-network.md")
 QUALITY = ROOT / "bench" / "results" / "quality.json"
+NETWORKS = ROOT / "bench" / "results" / "networks.json"
 PUBLISHED_MACS = (8_944, 15_664, 29_104, 55_985)
 """Per input sample, at UF 0.125, 0.25, 0.5 and 1.0 (arXiv 2507.04879)."""
 SHORT = ("pesq", "stoi", "si_sdr")
@@ -91,6 +92,27 @@ def on_gpus(results: Path, *, short: bool) -> str:
     return "\n".join(parts) + "\n"
 
 
+def networks(rows: Sequence[dict[str, Any]]) -> str:
+    """What `bench/your_network.py` measured of networks that nobody wrote for slimming."""
+    head = ["network", "groups cut", "lines of code", "MACs", "error", "time", "extract(0.25)", "saved"]
+    lines = []
+    for row in rows:
+        if row["missing"]:
+            lines.append([row["network"], f"not measured: {row['missing']}", *[""] * (len(head) - 2)])
+            continue
+        saved, possible = 1 - row["times"][1], 1 - row["extracted"]
+        lines.append(
+            [
+                *(row["network"], f"{row['cut']} of {row['groups']}", str(row["lines"])),
+                ", ".join(f"{share:.2f}" for share in row["macs"]),
+                ", ".join(f"{error:.0e}" if error else "0" for error in row["errors"]),
+                ", ".join(f"{time:.2f}" for time in row["times"]),
+                *(f"{row['extracted']:.2f}", f"{saved / possible:.2f}"),
+            ]
+        )
+    return markdown(head, lines)
+
+
 def tables() -> dict[str, Callable[[], str]]:
     """What makes each table, by the name that documents use."""
     rows = json.loads(QUALITY.read_text(encoding="utf-8"))["means"]
@@ -99,6 +121,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "macs": lambda: macs(profile(slimse.load())),
         "quality": lambda: quality(rows, [metric for metric in METRICS if metric in rows[0]]),
         "quality-short": lambda: quality(ends, SHORT),
+        "networks": lambda: networks(json.loads(NETWORKS.read_text(encoding="utf-8"))),
         "gpu": lambda: on_gpus(QUALITY.parent, short=True),
         "gpu-times": lambda: on_gpus(QUALITY.parent, short=False),
     }

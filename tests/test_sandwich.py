@@ -31,6 +31,53 @@ def test_the_loss_is_that_of_its_widths():
         torch.testing.assert_close(mine, theirs)
 
 
+def test_narrow_widths_may_get_a_part_of_the_batch():
+    network, x, y = make(), torch.arange(20.0).view(5, 4) / 20, torch.randn(5, 2)
+    runs = []
+    network[0].register_forward_hook(lambda layer, given, out: runs.append(given[0]))
+    generator = torch.Generator().manual_seed(3)
+    loss = sandwich(network, (x, y), MSE, items=2, distill=0.5, generator=generator)
+    wide, *narrow = runs
+    assert torch.equal(wide, x)
+    assert [len(part) for part in narrow] == [2, 2]
+    teacher = network(x).detach()
+    generator.manual_seed(3)
+    middle = (0.25, 0.5)[int(torch.randperm(2, generator=generator)[0])]
+    expected = MSE(teacher, y)
+    for part, uf in zip(narrow, (0.125, middle), strict=True):
+        items = [int((x == row).all(1).nonzero()) for row in part]
+        with slimse.at(uf):
+            out = network(x[items])
+        expected = expected + MSE(out, y[items]) + 0.5 * MSE(out, teacher[items])
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(ValueError, match="items = 6: expected 1 to 5"):
+        sandwich(network, (x, y), MSE, items=6)
+
+
+def test_it_works_in_lightning():
+    lightning = pytest.importorskip("lightning")
+
+    class Training(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = make()
+
+        def training_step(self, batch, index):
+            return sandwich(self.network, batch, MSE, log=self.log)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.network.parameters(), 0.1)
+
+    training = Training()
+    before = training.network[0].weight.detach().clone()
+    data = torch.utils.data.TensorDataset(torch.randn(4, 4), torch.randn(4, 2))
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(max_steps=2, accelerator="cpu", enable_model_summary=False, **options)
+    trainer.fit(training, torch.utils.data.DataLoader(data, 2))
+    assert {"loss/1", "loss/0.125"} <= set(trainer.logged_metrics)
+    assert (training.network[0].weight - before).abs().min(1).values.gt(0).all()
+
+
 def test_narrow_widths_learn_too():
     torch.manual_seed(1)
     network, x = make(), torch.randn(64, 4)
