@@ -155,7 +155,7 @@ def _sudormrf(is_small: bool) -> nn.Module:
     from asteroid.models.sudormrf import SuDORMRFNet
 
     return SuDORMRFNet(
-        1, **({"bn_chan": 16, "num_blocks": 2, "upsampling_depth": 3} if is_small else {"num_blocks": 4})
+        1, **({"bn_chan": 16, "num_blocks": 2, "upsampling_depth": 3} if is_small else {"num_blocks": 3})
     )
 
 
@@ -163,7 +163,7 @@ def _whisper(is_small: bool) -> nn.Module:
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    size = (32, 2, 4, 64) if is_small else (384, 4, 6, 1536)
+    size = (32, 2, 4, 64) if is_small else (384, 2, 6, 1536)
     names = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")
     config = WhisperConfig(**dict(zip(names, size, strict=True)), max_source_positions=50 if is_small else 500)
     return WhisperEncoder(config)
@@ -174,17 +174,17 @@ def _mel(network: Any, batch: int, _: int) -> tuple[Tensor, ...]:
 
 
 def _transformer(is_small: bool) -> nn.Module:
-    return nn.Transformer(*((16, 4, 1, 1, 32) if is_small else (256, 8, 3, 3, 1024)), batch_first=True)
+    return nn.Transformer(*((16, 4, 1, 1, 32) if is_small else (256, 8, 2, 2, 1024)), batch_first=True)
 
 
 _TASNET = {"n_filters": 32, "n_blocks": 2, "n_repeats": 1, "bn_chan": 16, "hid_chan": 32, "skip_chan": 16}
+_REPEAT = {"n_repeats": 1, "n_blocks": 6}
+_CAUSAL = {"norm_type": "cLN", "causal": True}
 _DPRNN = {"n_filters": 16, "bn_chan": 16, "hid_size": 16, "chunk_size": 20, "n_repeats": 1}
 NETWORKS = {
-    "asteroid ConvTasNet": _asteroid("ConvTasNet", _TASNET, {}),
-    "asteroid ConvTasNet, causal": _asteroid(
-        "ConvTasNet", {**_TASNET, "norm_type": "cLN", "causal": True}, {"norm_type": "cLN", "causal": True}
-    ),
-    "asteroid DPRNN": _asteroid("DPRNNTasNet", _DPRNN, {"n_repeats": 2}),
+    "asteroid ConvTasNet": _asteroid("ConvTasNet", _TASNET, _REPEAT),
+    "asteroid ConvTasNet, causal": _asteroid("ConvTasNet", {**_TASNET, **_CAUSAL}, {**_REPEAT, **_CAUSAL}),
+    "asteroid DPRNN": _asteroid("DPRNNTasNet", _DPRNN, {"n_repeats": 1}),
     "asteroid SuDoRM-RF": Case(
         _sudormrf, lambda _, batch, length: (torch.randn(batch, 1, 1600 * length),), "asteroid", 10
     ),

@@ -96,7 +96,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
 
 
 def main(
-    seconds: Annotated[float, typer.Option(help="Of timing per network.")] = 15.0,
+    seconds: Annotated[float, typer.Option(help="Of timing per network.")] = 5.0,
     only: Annotated[str, typer.Option(help="Networks whose names have this in them; others keep their rows.")] = "",
     out: Annotated[Path, typer.Option(help="JSON file that holds the rows.")] = RESULTS,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import load, save
 from .config import PRESETS, ModelConfig
 from .denoiser import load_denoiser
+from .frame_router import FrameRouter
 from .model import SlimModel
 from .networks import SlimDemucsConfig
 from .slimmify import at, calibrate, extract, load_slimmed, save_slimmed, slimmify
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS",
+    "FrameRouter",
     "ModelConfig",
     "SlimDemucsConfig",
     "SlimModel",

@@ -15,7 +15,7 @@ from .width import Budget, WidthSet
 class FrameRouter(nn.Module):
     """Choose a UF for every frame of a noisy signal, for `slimse.at` around the call of a slimmed network.
 
-    It is the `Router` of `slimse.SlimModel` on the signal divided by its running level. It knows no network:
+    It is the router of `slimse.SlimModel` on the signal divided by its running level. It knows no network:
     a frame is ``hop`` samples, of which it has heard all when it chooses.
 
     Args:
@@ -66,7 +66,7 @@ class FrameRouter(nn.Module):
             raise ValueError(f"noisy has shape {tuple(noisy.shape)}: expected [B, 1, T]")
         samples = noisy[:, 0]
         budgets = self.ufs.request(None, budget, len(samples)).budget
-        assert budgets is not None
+        assert budgets is not None, "a request with a budget keeps it"
         levelled, _ = self.level(samples, self.level.initial_state(samples))
         padded = nn.functional.pad(levelled, (0, -samples.shape[1] % self.hop))
         logits: Tensor = self.router(padded, budgets.to(padded), self.router.initial_state(len(samples)))[0]

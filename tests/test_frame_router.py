@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import slimse
-from slimse.frame_router import FrameRouter
+from slimse import FrameRouter
 from slimse.router import RouterConfig
 
 CONFIG = RouterConfig(filters=8, kernel_size=64, stride=32, units=8, knots=3)
