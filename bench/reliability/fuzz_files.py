@@ -35,7 +35,7 @@ def _seeds(kind: str, folder: Path) -> None:
             soundfile.write(folder / f"seed.{suffix}", 0.1 * np.sin(np.arange(600)), 16_000)
     elif kind == "checkpoint":
         config = slimse.SlimDemucsConfig(hidden=2, depth=1, groups=1, resample=1)
-        slimse.save(slimse.SlimDemucs(config), folder / "seed.safetensors")
+        slimse.save(slimse.SlimModel(config), folder / "seed.safetensors")
     else:
         recipes = Path(slimse.__file__).parent / "training" / "recipes"
         for path in recipes.glob("*.toml"):

@@ -28,9 +28,9 @@ from slimse.serving import StreamBatch
 class Client:
     """A stream, its own streamer, and what both gave."""
 
-    def __init__(self, model: slimse.SlimDemucs, slot: int, wish: float, rng: np.random.Generator) -> None:
-        self.slot, self.wish, self.rng, self.hop = slot, wish, rng, model.hop
-        self.alone = Streamer(model, backend="numba")
+    def __init__(self, model: slimse.SlimModel, slot: int, wish: float, rng: np.random.Generator) -> None:
+        self.slot, self.wish, self.rng, self.hop = slot, wish, rng, model.geometry.hop
+        self.alone = Streamer(model, runtime="numba")
         self.heard, self.batch, self.single = 0, list[torch.Tensor](), list[torch.Tensor]()
         self.used, self._rest = wish, np.zeros(0, np.float32)
 
@@ -46,10 +46,10 @@ class Client:
 class Service:
     """What a server does with a `StreamBatch`."""
 
-    def __init__(self, model: slimse.SlimDemucs, capacity: int, backend: str, seed: int) -> None:
+    def __init__(self, model: slimse.SlimModel, capacity: int, runtime: str, seed: int) -> None:
         self.model, self.rng = model, np.random.default_rng(seed)
-        self.batch = StreamBatch(model, capacity, backend=backend)
-        self.controller = DeadlineController(model.config.ufs, 0.8)
+        self.batch = StreamBatch(model, capacity, runtime=runtime)
+        self.controller = DeadlineController(model.ufs, 0.8)
         self.clients: dict[int, Client] = {}
         self.counts: Counter[str] = Counter()
         self.worst, self.strain = 0.0, 1.0
@@ -68,9 +68,9 @@ class Service:
         """Let a stream ask to join; the full batch and the late one refuse it by name."""
         if self.rng.random() > 0.04:
             return
-        wish = float(self.rng.choice(self.model.config.ufs))
+        wish = float(self.rng.choice(self.model.ufs))
         try:
-            if self.controller.limit == self.model.config.ufs[0]:
+            if self.controller.limit == self.model.ufs[0]:
                 raise ValueError("the machine is late at the narrowest width: expected a stream to leave first")
             slot = self.batch.join(wish)
         except ValueError as error:
@@ -81,7 +81,7 @@ class Service:
 
     def tick(self) -> None:
         """Run a frame of all; at times one hands in what is no sound, and is asked again."""
-        samples = torch.full((self.batch.capacity, self.model.hop), torch.nan)
+        samples = torch.full((self.batch.capacity, self.model.geometry.hop), torch.nan)
         limit = self.controller.limit
         for slot, client in self.clients.items():
             samples[slot] = client.samples()
@@ -93,7 +93,7 @@ class Service:
         for slot, client in self.clients.items():
             client.batch.append(out[slot, : ready[slot]].clone())
             client.single.append(client.alone.feed(samples[slot], client.used))
-            client.heard += self.model.hop
+            client.heard += self.model.geometry.hop
         self.counts["ticks"] += 1
         self.counts["narrowed"] += limit < 1
         self.overrun(limit)
@@ -102,7 +102,7 @@ class Service:
         """Hand in a bad hop of one stream: it is named, and nobody's stream moves."""
         slot = int(self.rng.choice(list(self.clients)))
         bad = samples.clone()
-        bad[slot, int(self.rng.integers(self.model.hop))] = float(self.rng.choice([np.nan, np.inf, 3e38]))
+        bad[slot, int(self.rng.integers(self.model.geometry.hop))] = float(self.rng.choice([np.nan, np.inf, 3e38]))
         try:
             self.batch.tick(bad)
         except ValueError as error:
@@ -115,7 +115,7 @@ class Service:
         """Tell the controller how long the tick took, on a machine that is now fast and now slow."""
         if self.rng.random() < 0.01:
             self.strain = float(self.rng.choice([0.3, 1.0, 2.0, 6.0]))
-        sound = self.model.hop / RATE
+        sound = self.model.geometry.hop / RATE
         full = len(self.clients) / self.batch.capacity
         self.controller.measure(sound * self.strain * full * (0.2 + 0.8 * limit) * self.rng.uniform(0.8, 1.2), sound)
 
@@ -134,22 +134,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60, help="of sound of every slot")
     parser.add_argument("--capacity", type=int, default=6)
-    parser.add_argument("--backend", choices=["numba", "torch"], default="numba")
+    parser.add_argument("--runtime", choices=["numba", "eager"], default="numba")
     parser.add_argument("--light", action="store_true", help="a random network with few channels, not the bundled one")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    light = slimse.SlimDemucs(slimse.SlimDemucsConfig(hidden=4)).eval().requires_grad_(False)
+    light = slimse.SlimModel(slimse.SlimDemucsConfig(hidden=4)).eval().requires_grad_(False)
     model = light if options.light else slimse.load()
-    service = Service(model, options.capacity, options.backend, options.seed)
+    service = Service(model, options.capacity, options.runtime, options.seed)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        service.run(int(options.minutes * 60 * RATE / model.hop))
+        service.run(int(options.minutes * 60 * RATE / model.geometry.hop))
     except KeyboardInterrupt:
         print("interrupted: what follows is as far as it got")
-    minutes = service.counts["ticks"] * model.hop / RATE / 60
-    print(f"{options.backend}, {minutes:.1f} minutes: {dict(service.counts)}, worst relative error {service.worst:.1e}")
+    minutes = service.counts["ticks"] * model.geometry.hop / RATE / 60
+    print(f"{options.runtime}, {minutes:.1f} minutes: {dict(service.counts)}, worst relative error {service.worst:.1e}")
 
 
 if __name__ == "__main__":

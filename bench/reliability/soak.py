@@ -78,8 +78,7 @@ class Single:
 
     def feed(self, chunk: Sound, piece: Piece) -> tuple[Sound, torch.Tensor]:
         """Output that is ready, and the UFs of the frames that ran."""
-        uf, budget = (piece.width, None) if piece.budget is None else (None, piece.budget)
-        out = self._streamer.feed(chunk, uf, budget)
+        out = self._streamer.feed(chunk, piece.width, piece.budget)
         return out, self._streamer.ufs[0]
 
     @property

@@ -3,22 +3,26 @@
 Importing costs more than all that is tried here, so one process does it, and every trial is a fork of that.
 """
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 import slimse
 from slimse import SlimModel
 from slimse.cli import app
+from slimse.cli.loading import make_ready
 
 SERVER = """
 import json, os, sys
@@ -159,6 +163,27 @@ def test_ctrl_c_again_and_again_is_one_line(run, server, noise, tmp_path):
         time.sleep(0.002)
     assert process.end() == (130, "", "slimse: interrupted\n")
     assert not list((tmp_path / "out").glob("*.wav"))
+
+
+class Compiling:
+    """A model whose first call is inside of a callback from C, as numba's compiler is."""
+
+    ufs = (1.0,)
+
+    def parameters(self):
+        """Give one tensor."""
+        return iter([torch.zeros(1)])
+
+    def __call__(self, *_):
+        """Wait inside of the callback."""
+        ctypes.CFUNCTYPE(None)(lambda: time.sleep(1))()
+
+
+def test_ctrl_c_during_the_first_compilation_is_not_lost():
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        make_ready(Compiling())
 
 
 def test_workers_end_with_their_parent(run, server, noise, tmp_path):

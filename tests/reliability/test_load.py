@@ -4,14 +4,14 @@ import pytest
 import torch
 from load import Service
 
-from slimse import SlimDemucs
+from slimse import SlimModel
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
-def test_one_bad_stream_disturbs_no_other_and_overload_loses_no_sound(backend):
+@pytest.mark.parametrize("runtime", ["eager", "numba"])
+def test_one_bad_stream_disturbs_no_other_and_overload_loses_no_sound(runtime):
     pytest.importorskip("numba", reason="the compiled path needs numba")
-    model = SlimDemucs("small").eval().requires_grad_(False)
-    service = Service(model, 3, backend, seed=3)
+    model = SlimModel("small").eval().requires_grad_(False)
+    service = Service(model, 3, runtime, seed=3)
     with torch.no_grad():
         service.run(600)
     assert service.worst < 1e-5

@@ -30,7 +30,7 @@ def test_loading_enhancing_streaming_and_scoring_open_no_socket(no_sockets, tmp_
     for kind in ("noisy", "clean"):
         (tmp_path / kind).mkdir()
         soundfile.write(tmp_path / kind / "a.wav", 0.1 * np.sin(np.arange(8000)), 16_000)
-    streamer = slimse.Streamer(slimse.load(), backend="torch")
+    streamer = slimse.Streamer(slimse.load(), runtime="eager")
     streamer.feed(np.zeros(1000, np.float32))
     for arguments in (
         ["enhance", str(tmp_path / "noisy"), "-o", str(tmp_path / "out")],
