@@ -55,7 +55,8 @@ class Streamer:
             asked for until it falls (see `DeadlineController`). None for no limit.
         clock: gives seconds, to measure that.
         half: let a compiled runtime read weights in float16 even where that rounds them: faster, with a relative error
-            of about 1e-3. Weights that float16 holds exactly, as those of `load` are, are read so in any case.
+            of about 1e-3, more for some networks (docs/reliability.md). Weights that float16 holds exactly, as those of
+            `load` are, are read so in any case.
 
     Raises:
         ValueError: for a model that cannot stream, a UF outside its set, or a runtime that cannot run.

@@ -1,7 +1,7 @@
 """Hours of sound through one live stream, which must stay what it was, as fast and as small.
 
     python bench/reliability/soak.py --runtime numba --hours 24
-    python bench/reliability/soak.py --runtime torch --hours 2
+    python bench/reliability/soak.py --runtime eager --hours 2
 
 Chunks, widths, budgets, kinds of sound and levels are drawn at random. Every ``--every`` minutes of sound, a window is
 compared: its start with the network in float64 from the stream's own state (``exact``: rounding), and its last five
@@ -30,6 +30,7 @@ import torch
 from sounds import KINDS, LEVELS, RATE, Sound, exact, make_sound, relative_error
 
 import slimse
+from slimse.networks.state import tree_map
 from slimse.serving import StreamBatch
 
 _EXACT = 20
@@ -78,8 +79,7 @@ class Single:
 
     def feed(self, chunk: Sound, piece: Piece) -> tuple[Sound, torch.Tensor]:
         """Output that is ready, and the UFs of the frames that ran."""
-        uf, budget = (piece.width, None) if piece.budget is None else (None, piece.budget)
-        out = self._streamer.feed(chunk, uf, budget)
+        out = self._streamer.feed(chunk, piece.width, piece.budget)
         return out, self._streamer.ufs[0]
 
     @property
@@ -195,7 +195,10 @@ class Soak:
     def _from_state(self, state: Any, heard: torch.Tensor, ufs: torch.Tensor) -> torch.Tensor:
         """The start of the window in float64, from the stream's own state."""
         model, outputs = self.reference, []
-        state, samples = state.model._map(lambda _, part: part.double()), torch.cat([state.pending[0], heard]).double()
+        state, samples = (
+            tree_map(lambda part: part.double(), state.model),
+            torch.cat([state.pending[0], heard]).double(),
+        )
         for block in ufs[: _EXACT * RATE // model.geometry.hop].split(64):
             used = len(block) * model.geometry.hop
             out, state = model.step(samples[None, :used], state, block[None])

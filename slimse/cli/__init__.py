@@ -32,7 +32,6 @@ class _Commands(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         prepare_streams()
-        interrupt = signal.getsignal(signal.SIGINT)
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
@@ -43,15 +42,13 @@ class _Commands(TyperGroup):
             sys.exit(1)
         finally:
             close_streams()
-            if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-                signal.signal(signal.SIGINT, interrupt)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             with exit_on_signals():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            # Another Ctrl-C must not interrupt what is said and flushed; `main` takes them again.
+            # The process ends now. Another Ctrl-C must interrupt neither what is said nor Python's own end.
             with suppress(ValueError):
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             say("interrupted")

@@ -17,10 +17,23 @@ _MESSAGE = "compiling the network for this machine, up to a minute; later calls 
 def make_ready(model: SlimModel) -> SlimModel:
     """Run one sample, so that what has to be compiled is; if that takes long, the user is told. Returns the model."""
     timer = threading.Timer(_PATIENCE, typer.echo, [_MESSAGE], {"err": True})
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            with torch.no_grad():
+                model(next(model.parameters()).new_zeros(1, 1, 1), model.ufs[0])
+        except Exception as error:
+            failed.append(error)
+
+    # Signals interrupt the main thread alone. Inside of a callback from the compiler, the interrupt would be lost.
+    thread = threading.Thread(target=run, daemon=True)
     timer.start()
     try:
-        with torch.no_grad():
-            model(next(model.parameters()).new_zeros(1, 1, 1), model.ufs[0])
+        thread.start()
+        thread.join()
     finally:
         timer.cancel()
+    if failed:
+        raise failed[0]
     return model

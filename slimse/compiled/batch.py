@@ -80,9 +80,11 @@ def _gru(slots, channels, w, const, mem, size, scratch, shape, levels, mats):
         )  # fmt: skip
         for k in range(streams):
             state, to = slots[k] * size + shape[f.RNN_AT] + group * units, shape[f.X_AT] + k * step + group * width
+            now, past = now_at + k * row, past_at + k * row
             for v in range(0, units, _LANES):
-                now, past = now_at + k * row + v, past_at + k * row + v
-                gru_cell(scratch, now, scratch, past, units, mem, state + v, scratch, to + v)
+                gru_cell(scratch, now + v, scratch, past + v, units, mem, state + v, scratch, past + v)
+            # Whole vectors would write zeros over the next stream's first group where `width` is no multiple of them.
+            move(scratch, past, scratch, to, width)
 
 
 @_jit
