@@ -211,7 +211,9 @@ class Places:
         shape[GATES_AT] = scratch.reserve(
             max(BLOCK * 2 * max(steps), (frames + streams) * 8 * weights.units * max(groups, 1))
         )
-        shape[WIDE_AT] = scratch.reserve(max(a * b for a, b in zip(rows[1:], columns[1:], strict=True)))
+        # Also inputs and states of a group of the GRU, for all streams of a batch.
+        gathered = streams * (steps[depth] + weights.units)
+        shape[WIDE_AT] = scratch.reserve(max(gathered, *(a * b for a, b in zip(rows[1:], columns[1:], strict=True))))
         shape[X_AT] = scratch.reserve(max(a * b for a, b in zip(rows[1:], steps[1:], strict=True)) + LANES)
         shape[FIR_STEP] = padded(longest + BLOCK)
         shape[FIR_AT] = scratch.reserve(2 * int(shape[FIR_STEP]))
