@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from .config import PRESETS, ModelConfig
 from .networks import FrameGeometry, NetworkConfig
 from .networks.base import build_network
-from .networks.demucs import DemucsState
-from .networks.demucs.plain import PlainState
 from .networks.state import check_part, named_parts
 from .nn import LevelState, RunningLevel
 from .ops import check_backend
@@ -38,8 +36,8 @@ class ModelState(NamedTuple):
     """Input samples per stream so far, 0 in a fresh state."""
 
 
-# Or `torch.load` would refuse what `torch.save` wrote of a stream.
-torch.serialization.add_safe_globals([ModelState, LevelState, RouterState, DemucsState, PlainState])
+# Or `torch.load` would refuse what `torch.save` wrote of a stream. Networks add the types of their own states.
+torch.serialization.add_safe_globals([ModelState, LevelState, RouterState])
 
 
 class SlimModel(nn.Module):

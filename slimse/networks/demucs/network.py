@@ -36,6 +36,10 @@ class DemucsState(NamedTuple):
     """Per down-sampling stage, samples that later outputs need: ``[B, n]``."""
 
 
+# Or `torch.load` would refuse what `torch.save` wrote of a stream.
+torch.serialization.add_safe_globals([DemucsState])
+
+
 @register("demucs", SlimDemucsConfig)
 class SlimDemucs(CausalNetwork):
     """A causal DEMUCS whose blocks run at any of several widths from one set of weights.

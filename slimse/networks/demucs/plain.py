@@ -78,6 +78,9 @@ class PlainState(NamedTuple):
     down: tuple[Tensor, ...]
 
 
+torch.serialization.add_safe_globals([PlainState])
+
+
 @register("demucs-plain", PlainDemucsConfig)
 class PlainDemucs(CausalNetwork):
     """One width of a `SlimDemucs` as a network of its own, smaller and with no notion of widths.
