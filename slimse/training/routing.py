@@ -13,7 +13,7 @@ from ..router import Router
 from ..width import WidthSet
 from .losses import EnhancementLoss
 
-_HEADROOM = 0.94
+_HEADROOM = 0.97
 """Share of a budget that is used on the sound of the calibration: a budget says what may be spent."""
 
 
