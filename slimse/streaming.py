@@ -22,6 +22,8 @@ Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
 _Kind: TypeAlias = np.dtype[Any] | tuple[torch.dtype, torch.device] | None
 """Of a chunk: an array or a tensor; None for a tensor in float32 on the CPU."""
 _FLOAT32 = torch.float32
+_LIVE = frozenset({"sample_rate", "channels", "block", "dtype", "enabled", "strength"})
+"""Options that a `LiveStreamer` has and a `Streamer` has not."""
 
 
 class StreamerState(NamedTuple):
@@ -57,6 +59,8 @@ class Streamer:
         half: let a compiled runtime read weights in float16 even where that rounds them: faster, with a relative error
             of about 1e-3, more for some networks (docs/reliability.md). Weights that float16 holds exactly, as those of
             `load` are, are read so in any case.
+        live: ``sample_rate``, ``channels``, ``block``, ``dtype``, ``enabled`` or ``strength``: any of them makes this a
+            `slimse.live.LiveStreamer`, which works at any rate and gives back as many samples as it takes.
 
     Raises:
         ValueError: for a model that cannot stream, a UF outside its set, or a runtime that cannot run.
@@ -68,6 +72,14 @@ class Streamer:
     >>> torch.cat(parts).shape
     torch.Size([1000])
     """
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Make a `LiveStreamer` where options ask for one, as `pathlib.Path` makes the kind of path that fits."""
+        if not _LIVE.isdisjoint(options):
+            from .live import LiveStreamer
+
+            return LiveStreamer(*args, **options)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -82,7 +94,10 @@ class Streamer:
         half: bool = False,
         max_load: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        **live: Any,
     ) -> None:
+        if live:
+            raise TypeError(f"Streamer got an unexpected option {next(iter(live))!r}")
         if not model.causal:
             raise ValueError("a bidirectional model cannot stream: it needs the whole signal")
         if streams is not None and streams < 1:

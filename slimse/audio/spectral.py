@@ -13,24 +13,44 @@ _TINY = 1e-20
 
 
 class Fifo:
-    """Samples that wait: ``[rows, n]``."""
+    """Samples that wait: ``[rows, n]``. Its memory grows to what is needed, and then stays."""
 
     def __init__(self, rows: int) -> None:
-        self.data: Array = np.zeros((rows, 0), np.float32)
+        self._memory: Array = np.zeros((rows, 1024), np.float32)
+        self._start = self._end = 0
         self.popped = 0
 
     def __len__(self) -> int:
-        return int(self.data.shape[1])
+        return self._end - self._start
+
+    @property
+    def data(self) -> Array:
+        """What waits: a view, valid until the next `push`."""
+        return self._memory[:, self._start : self._end]
 
     def push(self, x: Array) -> None:
         """Append ``[rows, n]``."""
-        self.data = np.concatenate([self.data, x], axis=1)
+        held, count = len(self), x.shape[1]
+        if self._end + count > self._memory.shape[1]:
+            # At least half is free behind a move, so that moves are rare and never onto themselves.
+            memory = self._memory
+            if 2 * (held + count) > memory.shape[1] or held > self._start:
+                memory = np.zeros((len(memory), 4 * (held + count)), np.float32)
+            memory[:, :held] = self.data
+            self._memory, self._start, self._end = memory, 0, held
+        self._memory[:, self._end : self._end + count] = x
+        self._end += count
 
     def pop(self, count: int) -> Array:
-        """Take the ``count`` oldest, or all if there are fewer: ``[rows, count]``."""
-        head, self.data = self.data[:, :count], self.data[:, count:].copy()
+        """Take the ``count`` oldest, or all if there are fewer: ``[rows, count]``, valid until the next `push`."""
+        head = self.data[:, :count]
+        self._start += head.shape[1]
         self.popped += head.shape[1]
         return head
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._start = self._end = self.popped = 0
 
 
 def _hann(length: int) -> Array:
@@ -106,19 +126,20 @@ class SharedMask:
 class BandGain:
     """Gain for what lies above the network's band: that of the top of the band, over time.
 
-    Every 16 ms it is the root of the energy after enhancement over that before, of all channels together, smoothed
-    over three frames and limited to 1. The energies are those from 3/8 to 15/16 of the band (3 to 7.5 kHz
+    Every 16 ms (``step``) it is the root of the energy after enhancement over that before, of all channels together,
+    smoothed over three frames and limited to 1. The energies are those from 3/8 to 15/16 of the band (3 to 7.5 kHz
     at 16 kHz, less if the signal's own rate is lower). Where there is next to nothing in there (40 dB below the band
     from 300 Hz up), the gain of the whole band stands in.
 
     Args:
         sample_rate: at which gains are asked for, Hz.
         model_rate: of the signals fed, Hz.
+        step: seconds from one gain to the next; windows are twice as long.
 
     """
 
-    def __init__(self, sample_rate: int, model_rate: int) -> None:
-        self._step = round(0.016 * model_rate)
+    def __init__(self, sample_rate: int, model_rate: int, step: float = 0.016) -> None:
+        self._step = round(step * model_rate)
         self._window = _hann(2 * self._step)
         self._samples_per_frame = self._step * sample_rate / model_rate
         frequency = np.fft.rfftfreq(2 * self._step, 1 / model_rate)
@@ -172,11 +193,11 @@ class BandGain:
         return max(0, int(known * self._samples_per_frame) - start)
 
     def at(self, start: int, count: int) -> Array:
-        """Gains of the samples from ``start`` on, ``[count]``; calls go forward in time."""
-        if not count:
-            return np.ones(0, np.float32)
+        """Gains of the samples from ``start`` on, ``[count]``, 0 before the signal; calls go forward in time."""
+        if start + count <= 0 or not count:
+            return np.zeros(count, np.float32)
         time = np.arange(start, start + count) / self._samples_per_frame
-        gains = np.interp(time, self._first + np.arange(len(self._gains)), self._gains)
+        gains = np.interp(time, self._first + np.arange(len(self._gains)), self._gains, left=0.0)
         done = min(max(int(time[-1]) - self._first, 0), len(self._gains) - 1)
         self._gains, self._first = self._gains[done:], self._first + done
         return gains.astype(np.float32)
