@@ -118,8 +118,13 @@ class LiveStreamer:
         self._streamer = Streamer(
             model,
             uf,
-            **{"budget": budget, "streams": rows, "shared": True, "runtime": runtime, "half": half},
-            **{"max_load": max_load, "clock": clock},
+            budget=budget,
+            streams=rows,
+            shared=True,
+            runtime=runtime,
+            half=half,
+            max_load=max_load,
+            clock=clock,
         )
         self._down = self._up = None
         if self.sample_rate != own:

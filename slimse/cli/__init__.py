@@ -15,6 +15,7 @@ from .demo import demo
 from .doctor import doctor
 from .enhance import enhance
 from .evaluate import evaluate
+from .live import live
 from .profile import profile
 from .report import report
 from .terminal import close_streams, exit_on_signals, prepare_streams, say
@@ -79,5 +80,5 @@ def _options(
     """Speech enhancement whose cost follows the difficulty of the sound."""
 
 
-for command in (enhance, demo, evaluate, report, profile, train, bench, doctor):
+for command in (enhance, live, demo, evaluate, report, profile, train, bench, doctor):
     app.command()(command)

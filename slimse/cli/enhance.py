@@ -25,6 +25,7 @@ from ..checkpoint import DEFAULT, load
 from ..model import SlimModel
 from ..processes import worker_pool
 from .loading import make_ready
+from .pipes import through_pipes
 from .terminal import a_path
 
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
@@ -105,6 +106,7 @@ class _Report:
             self._lines, self.lost = False, error
 
 
+@through_pipes
 def enhance(
     inputs: Annotated[
         list[Path], typer.Argument(metavar="IN...", parser=a_path, help="Audio files, and folders of them.")
@@ -116,7 +118,7 @@ def enhance(
             "-o",
             metavar="PATH",
             parser=a_path,
-            help="Folder; for one file also a file. Default: NAME.enhanced.EXT beside IN.",
+            help="Folder; for one file also a file. Default: NAME.enhanced.EXT beside IN. - is a pipe.",
         ),
     ] = None,
     uf: Annotated[
