@@ -116,15 +116,7 @@ class LiveStreamer:
             raise ValueError(f"dtype = {dtype!r}: expected one of {_DTYPES}")
         rows, self._piece = channels or 1, math.ceil(_PIECE_SECONDS * self.sample_rate)
         self._streamer = Streamer(
-            model,
-            uf,
-            budget=budget,
-            streams=rows,
-            shared=True,
-            runtime=runtime,
-            half=half,
-            max_load=max_load,
-            clock=clock,
+            model, uf, budget=budget, streams=rows, shared=True, runtime=runtime, half=half, max_load=max_load, clock=clock
         )
         self._down = self._up = None
         if self.sample_rate != own:
