@@ -115,8 +115,9 @@ class LiveStreamer:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype = {dtype!r}: expected one of {_DTYPES}")
         rows, self._piece = channels or 1, math.ceil(_PIECE_SECONDS * self.sample_rate)
+        timing: Any = {"max_load": max_load, "clock": clock}
         self._streamer = Streamer(
-            model, uf, budget=budget, streams=rows, shared=True, runtime=runtime, half=half, max_load=max_load, clock=clock
+            model, uf, budget=budget, streams=rows, shared=True, runtime=runtime, half=half, **timing
         )
         self._down = self._up = None
         if self.sample_rate != own:
