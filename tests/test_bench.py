@@ -145,7 +145,7 @@ def test_what_compilers_get_is_the_network():
     state, inputs = streaming.example(model)
     with torch.no_grad():
         plain, opened = (streaming.Step(m, 0.5, state)(*inputs) for m in (model, streaming.opened(model)))
-    assert {type(module) for module in streaming.opened(model).encoder} == {streaming.OpenEncoder}
+    assert {type(module) for module in streaming.opened(model).network.encoder} == {streaming.OpenEncoder}
     for ours, theirs in zip(plain, opened, strict=True):
         assert torch.equal(ours, theirs)
 

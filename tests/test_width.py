@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from slimse.width import FrameMap, SoftWidth, WidthSet, apply_width, max_width
+from slimse.networks.demucs.frames import FrameMap
+from slimse.width import SoftWidth, WidthSet, apply_width, max_width
 
 WIDTHS = WidthSet((0.125, 0.25, 0.5, 1.0))
 

@@ -159,7 +159,6 @@ def test_a_hostile_checkpoint_of_a_run_is_refused(tmp_path, monkeypatch):
         ("[mixing]\nsnr_low = 30", "mixing.snr_low = 30.0"),
         ("[mixing]\nwhat = 1", "mixing.what"),
         ('precision = "half"', "precision = 'half'"),
-        ("fixed_uf = 0.3", "fixed_uf = 0.3"),
         ("steps = ", "recipe"),
         ("rate = 1" + "0" * 400, "rate = 1"),
     ],
