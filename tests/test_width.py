@@ -69,7 +69,7 @@ def test_gate_gradient_is_the_sum_over_its_prefix():
 
 
 def test_lead_of_the_first_frame():
-    assert [FrameMap(5, 8, 4).lead(level) for level in (5, 4, 3, 2, 1)] == [0, 7, 35, 147, 595]
+    assert [FrameMap(5, 8, 4).first_span(level) - 1 for level in (5, 4, 3, 2, 1)] == [0, 7, 35, 147, 595]
 
 
 @pytest.mark.parametrize(("kernel_size", "stride", "depth"), [(8, 4, 5), (8, 4, 3), (4, 2, 3), (4, 4, 2), (9, 3, 2)])
@@ -79,7 +79,7 @@ def test_positions_belong_to_the_frame_that_a_streamer_computes_them_in(kernel_s
     computed = [0] * (depth + 1)
     owners = [[] for _ in range(depth + 1)]
     for frame in range(frames):
-        computed[0] = frame_map.lead(0) + 1 + frame * frame_map.rate(0)
+        computed[0] = frame_map.first_span(0) + frame * frame_map.positions_per_frame(0)
         for level in range(1, depth + 1):
             now = (computed[level - 1] - kernel_size) // stride + 1
             owners[level] += [frame] * (now - computed[level])
@@ -88,7 +88,7 @@ def test_positions_belong_to_the_frame_that_a_streamer_computes_them_in(kernel_s
     for level in range(1, depth + 1):
         whole = frame_map.encoder_frames(level, len(owners[level]), first=True)
         assert whole.tolist() == owners[level]
-        first_run = frame_map.lead(level) + 1
+        first_run = frame_map.first_span(level)
         later = frame_map.encoder_frames(level, len(owners[level]) - first_run, first=False)
         assert (later + 1).tolist() == owners[level][first_run:]
 
