@@ -32,7 +32,7 @@ def counts(device):
 
 @pytest.mark.parametrize("level", [1, 3, 4, 5])
 def test_positions_belong_to_the_frames_of_a_stream(choice, counts, level):
-    rate, lead = MAP.rate(level), MAP.lead(level)
+    rate, lead = MAP.positions_per_frame(level), MAP.first_span(level) - 1
     count = lead + 1 + rate * (FRAMES - 1)
     owners = MAP.encoder_frames(level, count, first=True, device=choice.device)
     assert torch.equal(FrameWidths(choice, counts, rate, lead).positions(count), counts[choice[:, owners].long()])
