@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,13 +61,18 @@ def writable_format(target: Path, info: FileInfo) -> tuple[str, str, str]:
 
 
 class _Sink:
-    """A file that keeps the first error of the system, which libsndfile would lose, above all while it closes."""
+    """A file that keeps the first error of the system, which libsndfile would lose, above all while it closes.
+
+    Once closed it takes nothing and says nothing: libsndfile may still come back to a file that was given up.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("r+b")
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
+        if self._file.closed:
+            return 0
         try:
             return self._file.write(data)
         except OSError as error:
@@ -74,9 +80,11 @@ class _Sink:
             return 0
 
     def read(self, count: int) -> bytes:
-        return self._file.read(count)
+        return b"" if self._file.closed else self._file.read(count)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self._file.closed:
+            return -1
         try:
             # Writes what is held back.
             return self._file.seek(offset, whence)
@@ -85,7 +93,7 @@ class _Sink:
             return -1
 
     def tell(self) -> int:
-        return self._file.tell()
+        return -1 if self._file.closed else self._file.tell()
 
     def close(self) -> None:
         try:
@@ -128,9 +136,13 @@ class AtomicWriter:
         # libsndfile back to `_Sink` the interrupt would be lost.
         self._thread = ThreadPoolExecutor(1)
         try:
-            self._file: Any = soundfile.SoundFile(
-                self._sink, "w", info.sample_rate, info.channels, subtype, endian, container
-            )
+            form = subtype, endian, container
+            opened = partial(soundfile.SoundFile, self._sink, "w", info.sample_rate, info.channels, *form)
+            self._file: Any = self._thread.submit(opened).result()
+            for name, value in (tags or {}).items():
+                # A container without tags refuses them, which is no reason to lose the sound.
+                with suppress(soundfile.LibsndfileError):
+                    setattr(self._file, name, value)
         except soundfile.LibsndfileError as error:
             self._discard()
             reason = self._sink.error.strerror if self._sink.error else error.error_string.strip().rstrip(".")
@@ -138,10 +150,10 @@ class AtomicWriter:
                 f"{target}: cannot be written as {container} with {subtype}, {info.channels} channels at "
                 f"{info.sample_rate} Hz: {reason}; {_HINT}"
             ) from error
-        for name, value in (tags or {}).items():
-            # A container without tags refuses them, which is no reason to lose the sound.
-            with suppress(soundfile.LibsndfileError):
-                setattr(self._file, name, value)
+        except BaseException:
+            # Interrupted: no ``with`` statement has begun that would end it.
+            self._discard()
+            raise
 
     def write(self, audio: NDArray[np.float32]) -> None:
         """Append ``[channels, n]``; integer subtypes clip at full scale."""
