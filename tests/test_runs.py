@@ -269,3 +269,11 @@ def test_fine_tuning_on_a_folder_of_pairs_is_one_command(voicebank, tmp_path):
     result = CliRunner().invoke(app, ["train", str(recipe), "--data", str(pairs), "-o", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert slimse.load(tmp_path / "out" / "model.safetensors").router is not None
+
+
+def test_scores_are_said_in_words():
+    from slimse.training.progress import scores_in_words
+
+    scores = {"valid/si_sdr/router": 5.61, "valid/si_sdr/1.0": 6.0, "valid/loss/1.0": 0.3, "valid/uf/0.25": 0.254}
+    expected = "validation SI-SDR: UF 1.0 6.00 dB, router 5.61 dB, average UF 0.254 at budget 0.25"
+    assert scores_in_words(scores) == expected

@@ -17,12 +17,13 @@ from collections import Counter
 
 import numpy as np
 import torch
-from sounds import KINDS, LEVELS, RATE, make_sound, relative_error
+from sounds import KINDS, LEVELS, RATE, make_sound
 
 import slimse
 from slimse import Streamer
 from slimse.deadline import DeadlineController
 from slimse.serving import StreamBatch
+from slimse.testing import relative_error
 
 
 class Client:

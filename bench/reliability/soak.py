@@ -27,11 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sounds import KINDS, LEVELS, RATE, Sound, exact, make_sound, relative_error
+from sounds import KINDS, LEVELS, RATE, Sound, exact, make_sound
 
 import slimse
 from slimse.networks.state import tree_map
 from slimse.serving import StreamBatch
+from slimse.testing import relative_error
 
 _EXACT = 20
 """Seconds from the start of a window that are computed in float64."""

@@ -8,7 +8,6 @@ from importlib import resources
 
 import numpy as np
 import soundfile
-import torch
 from numpy.typing import NDArray
 
 from slimse import SlimModel
@@ -67,9 +66,3 @@ def exact(model: SlimModel) -> SlimModel:
     twin = copy.deepcopy(model).double()
     twin.runtime = "eager"
     return twin
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference over the norm of ``expected``; 0 where both are the same."""
-    difference = (actual.double() - expected.double()).norm()
-    return float(difference / expected.double().norm()) if difference else 0.0

@@ -197,9 +197,18 @@ def choose(name: str | None, model: SlimModel, purpose: str) -> Runtime:
     return get_runtime(name)
 
 
-def refuse(x: NDArray[np.float32]) -> None:
-    """Raise for the first sample of ``[streams, n]`` that is not finite or too loud: it would stay in the state."""
+def refuse(x: NDArray[np.float32], rows: str | None = None) -> None:
+    """Raise for the first sample that is not finite or too loud: it would stay in the state.
+
+    Args:
+        x: ``[rows, n]``.
+        rows: what the rows are called in the message, ``""`` to leave it out; None for ``"stream"`` of several.
+
+    Raises:
+        ValueError: which names the sample.
+    """
+    rows = ("stream" if len(x) > 1 else "") if rows is None else rows
     for row, position in np.argwhere(~(np.abs(x) <= LOUDEST)):
-        place = f"sample {position}" + (f" of stream {row}" if len(x) > 1 else "")
+        place = f"sample {position}" + (f" of {rows} {row}" if rows else "")
         expected = f"finite samples of at most {LOUDEST:g}"
         raise ValueError(f"chunk holds {x[row, position]:g} at {place}: expected {expected}; none was taken")

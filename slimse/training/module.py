@@ -73,7 +73,6 @@ class SlimmableTraining(lightning.LightningModule):
         """Sum of the losses of this step."""
         stage, widest = self.config.stage, self.model.ufs[-1]
         if stage == "router":
-            self.model.eval()
             return self._routed(*batch)[0]
         noisy, clean = batch
         if stage == "fixed":

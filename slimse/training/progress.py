@@ -152,7 +152,7 @@ def scores_in_words(scores: Mapping[str, float]) -> str:
     for name, value in scores.items():
         kind, which = name.removeprefix("valid/").split("/")
         if kind == "si_sdr":
-            parts.append(f"{'router' if which == 'auto' else f'UF {which}'} {value:.2f} dB")
+            parts.append(f"{which if which == 'router' else f'UF {which}'} {value:.2f} dB")
         elif kind == "uf":
             parts.append(f"average UF {value:.3f} at budget {which}")
     return f"validation SI-SDR: {', '.join(sorted(parts, key=_router_last))}"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from time import monotonic
+from typing import Any
 
 import lightning
 import torch
@@ -30,6 +31,7 @@ from .time_budget import TimeBudget
 
 DEVICES = ("auto", "cpu", "cuda")
 _CALIBRATION_ITEMS = 240
+_CHECKPOINT = "last.ckpt"
 
 
 def prepare(config: TrainConfig, initial: SlimModel | None = None) -> SlimModel:
@@ -99,7 +101,7 @@ def train(
             setattr(layer, "backend", backend)  # noqa: B010 - modules type what is assigned
     module = SlimmableTraining(config, model)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "last.ckpt"
+    checkpoint = out / _CHECKPOINT
     if checkpoint.exists():
         check_checkpoint(checkpoint, module)
     # One file, replaced after every `config.every` steps.
@@ -120,26 +122,9 @@ def train(
     if end is not None:
         # Before the checkpoint, which is to see what it decided.
         callbacks.insert(0, TimeBudget(source, end - monotonic()))
+    machines: dict[str, Any] = {"accelerator": device, "devices": devices, "num_nodes": nodes}
     with others_quiet():
-        trainer = lightning.Trainer(
-            default_root_dir=out,
-            accelerator=device,
-            devices=devices,
-            num_nodes=nodes,
-            max_steps=config.steps if minutes is None else -1,
-            max_epochs=-1,
-            precision=_precision(config.precision),  # type: ignore[arg-type]
-            gradient_clip_val=config.clip,
-            callbacks=callbacks,
-            logger=_loggers(out, resume=checkpoint.exists()),
-            log_every_n_steps=min(25, config.every),
-            reload_dataloaders_every_n_epochs=1,
-            # The data module gives every process its own items.
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = _trainer(config, out, callbacks, max_steps=config.steps if minutes is None else -1, **machines)
         resumed = os.fspath(checkpoint) if checkpoint.exists() else None
         # Nothing in a checkpoint may run code.
         trainer.fit(module, datamodule=source, ckpt_path=resumed, weights_only=True)
@@ -147,6 +132,26 @@ def train(
     if trainer.is_global_zero:
         _finish(module, source, weights, report.say if progress else lambda line: None)
     return weights
+
+
+def _trainer(config: TrainConfig, out: Path, callbacks: list[Callback], **options: Any) -> lightning.Trainer:
+    """Lightning's trainer of a run, with ``options`` of its own."""
+    return lightning.Trainer(
+        default_root_dir=out,
+        max_epochs=-1,
+        precision=_precision(config.precision),  # type: ignore[arg-type]
+        gradient_clip_val=config.clip,
+        callbacks=callbacks,
+        logger=_loggers(out, resume=(out / _CHECKPOINT).exists()),
+        log_every_n_steps=min(25, config.every),
+        reload_dataloaders_every_n_epochs=1,
+        # The data module gives every process its own items.
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
 
 
 def _finish(module: SlimmableTraining, source: TrainingData, weights: Path, say: Callable[[str], None]) -> None:
