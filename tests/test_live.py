@@ -190,14 +190,14 @@ def test_memory_stays_and_a_block_takes_next_to_none(small: SlimModel) -> None:
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
-        run_for(200)
+        run_for(1_000)
         gc.collect()
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # What numpy keeps of small blocks for later, and what one call holds for a moment; the sound itself is 384 kB.
+    # What numpy keeps of small blocks for later, and what one call holds for a moment; the sound itself is 1,920 kB.
     assert after - before < 80_000
-    assert peak - before < 200_000
+    assert peak - before < 400_000
 
 
 def test_a_budget_means_the_router_and_can_change(paper: SlimModel) -> None:

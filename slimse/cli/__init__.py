@@ -45,9 +45,12 @@ class _Commands(TyperGroup):
             close_streams()
 
     def invoke(self, ctx: Any) -> Any:
+        with exit_on_signals():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
-            with exit_on_signals():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             # The process ends now. Another Ctrl-C must interrupt neither what is said nor Python's own end.
             with suppress(ValueError):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
+
+_CLEANING_UP = 1.0
+"""Seconds after a Ctrl-C in which another one is ignored."""
 
 
 def a_path(text: str | Path) -> Path:
@@ -47,20 +52,33 @@ def close_streams() -> None:
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, by an exception, so that it cleans up."""
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, by an exception, so that it cleans up.
+
+    A Ctrl-C within a second of the one before is ignored, as it would interrupt the cleaning up.
+    """
+    last = -math.inf
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > _CLEANING_UP:
+            raise KeyboardInterrupt
+
     # Python allows handlers in the main thread alone, and a caller's own stay.
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    usual = {"SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL, "SIGINT": signal.default_int_handler}
     kept = {}
     with suppress(ValueError):
-        for number in (getattr(signal, name) for name in names):
-            if signal.getsignal(number) == signal.SIG_DFL:
-                kept[number] = signal.signal(number, leave)
+        for name in usual.keys() & set(dir(signal)):
+            number = getattr(signal, name)
+            if signal.getsignal(number) == usual[name]:
+                kept[number] = signal.signal(number, interrupt if name == "SIGINT" else leave)
     try:
         yield
     finally:
         for number, handler in kept.items():
-            signal.signal(number, handler)
+            # What ends the process may have it ignored.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
