@@ -113,7 +113,7 @@ def run_demo(
         silence = np.zeros((info.channels, info.sample_rate // 4), np.float32)
         enhance(silence, info.sample_rate, uf, budget=budget, model=model)
         start = time.perf_counter()
-        chosen = enhance_file(source, target, model, uf, budget=budget, force=force)
+        chosen = enhance_file(source, target, model, uf, budget=budget, force=force).ufs
         seconds = time.perf_counter() - start
         macs = costs.macs_per_sample(torch.from_numpy(chosen)) if uf is None else fixed[uf]
         share = macs / costs.widths[-1].macs_per_sample
