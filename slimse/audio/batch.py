@@ -76,9 +76,8 @@ def enhance_batch(
         if not np.isfinite(signal).all():
             raise ValueError(f"audio[{index}] holds a sample that is not finite")
     network = bundled(tensor.device) if model is None else model
-    config = network.config
     out = np.zeros(tuple(tensor.shape), np.float32)
-    if config.causal and config.level != "signal":
+    if network.causal and network.config.level != "signal":
         known = [_Known() for _ in signals]
         enhancers = [Enhancer(each, rate, 1, dry=share, model_rate=network.sample_rate) for each in known]
         low = [_lowered(signal, rate, network.sample_rate, enhancers[0].padding) for signal in signals]

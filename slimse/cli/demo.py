@@ -41,15 +41,15 @@ def demo(
     weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.")] = DEFAULT,
     force: Annotated[bool, typer.Option("--force", help="Replace files of an earlier demo.")] = False,
 ) -> None:
-    """Write noisy and enhanced sound at each UF and by the router, and a picture of all, into a folder."""
+    """Write noisy and enhanced sound at each UF and by the router, and a page to hear and see it."""
     from rich.console import Console
 
     from ..checkpoint import load
-    from ..demo import bundled_clip, check_plotting, run_demo
+    from ..demo import bundled_clip, can_plot, run_demo
 
-    check_plotting()
     model = make_ready(load(weights))
     rows = run_demo(bundled_clip() if file is None else file, output, model, force=force)
     console = Console()
     console.print(_table(rows))
-    note(f"wrote noisy.wav, {', '.join(row.path.name for row in rows)} and demo.png into {output.absolute()}")
+    names = ["noisy.wav", *(row.path.name for row in rows), "demo.html", *(["demo.png"] * can_plot())]
+    note(f"wrote {', '.join(names)} into {output.absolute()}")
