@@ -17,7 +17,6 @@ METRICS = [
 TRAIN = [*PLOT, *METRICS, "lightning>=2.6"]
 HUB = ["huggingface_hub>=0.25"]
 TEST = [*TRAIN, *HUB, "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "hypothesis>=6"]
-RAY = ["ray[data]>=2.30"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 
 setup(
@@ -52,7 +51,6 @@ setup(
         "metrics": METRICS,
         "train": TRAIN,
         "hub": HUB,
-        "ray": RAY,
         "tensorboard": ["tensorboard>=2.10"],
         "test": TEST,
         "docs": DOCS,

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .config import PRESETS, ModelConfig
     from .denoiser import load_denoiser
     from .frame_router import FrameRouter
-    from .hub import push_to_hub, save_pretrained
     from .model import SlimModel
     from .networks import SlimDemucsConfig
+    from .sharing import push_to_hub, save_pretrained
     from .slimmify import at, calibrate, extract, load_slimmed, save_slimmed, slimmify
     from .streaming import Streamer
     from .width import WidthSet
@@ -57,9 +57,9 @@ _MODULES = {
     "config": ("PRESETS", "ModelConfig"),
     "denoiser": ("load_denoiser",),
     "frame_router": ("FrameRouter",),
-    "hub": ("push_to_hub", "save_pretrained"),
     "model": ("SlimModel",),
     "networks": ("SlimDemucsConfig",),
+    "sharing": ("push_to_hub", "save_pretrained"),
     "slimmify": ("at", "calibrate", "extract", "load_slimmed", "save_slimmed", "slimmify"),
     "streaming": ("Streamer",),
     "width": ("WidthSet",),

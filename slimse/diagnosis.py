@@ -1,4 +1,4 @@
-"""What SlimSE can run on here: versions, processor, runtimes and backends, and whether compiled path and kernels are ready."""
+"""What SlimSE can run on here: versions, processor, runtimes, backends; whether compiled path and kernels are ready."""
 
 from __future__ import annotations
 

@@ -9,15 +9,15 @@ import soundfile
 import torch
 
 import slimse
-from slimse import SlimDemucs
-from slimse.audio.corpus import ResultsFile, Settings, run_jobs
+from slimse import SlimModel
 from slimse.audio.jobs import Job, plan_jobs
+from slimse.corpus import ResultsFile, Settings, run_jobs
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return SlimDemucs("small", backend="torch").eval().requires_grad_(False)
+    return SlimModel("small", backend="torch").eval().requires_grad_(False)
 
 
 @pytest.fixture

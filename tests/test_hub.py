@@ -11,7 +11,7 @@ import torch
 
 import slimse
 from slimse import PRESETS, SlimModel
-from slimse.hub import model_card
+from slimse.sharing import model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -45,7 +45,9 @@ def test_a_saved_folder_loads_by_every_name(model, tmp_path):
     assert slimse.from_pretrained is slimse.load
     for loaded in (slimse.load(tmp_path / "mine"), SlimModel.from_pretrained(tmp_path / "mine" / "model.safetensors")):
         assert same(model, loaded)
-    assert json.loads((tmp_path / "mine" / "config.json").read_text())["hidden"] == model.config.hidden
+    assert (
+        json.loads((tmp_path / "mine" / "config.json").read_text())["network"]["hidden"] == model.config.network.hidden
+    )
     # A card that somebody wrote stays.
     (tmp_path / "mine" / "README.md").write_text("mine")
     slimse.save_pretrained(model, tmp_path / "mine")

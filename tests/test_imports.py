@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "slimse"
 KERNELS = PACKAGE.parent / "kernels"
 LAYERS = (
-    ("checks", "atomic", "processes", "width", "kernels"),
+    ("checks", "atomic", "processes", "width", "kernels", "hub"),
     ("ops",),
     ("nn",),
     ("slimmify", "router", "networks.base", "networks.state", "networks.demucs", "networks", "runtimes.base"),
@@ -17,9 +17,9 @@ LAYERS = (
     ("testing", "denoiser", "checkpoint", "runtimes", "compiled", "profiling", "deadline"),
     ("streaming", "serving"),
     ("audio",),
-    ("demo", "benchmark"),
+    ("demo", "demo_page", "benchmark", "diagnosis"),
     ("evaluation", "training"),
-    ("report",),
+    ("report", "sharing", "corpus"),
     ("cli",),
 )
 """From the lowest up. A module imports those of its own layer and of lower ones."""

@@ -41,7 +41,7 @@ class _Report:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        from ..audio.corpus import total_seconds
+        from ..corpus import total_seconds
 
         self._console = Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, soft_wrap=True)
         self.failures = 0
@@ -149,10 +149,10 @@ def enhance(
 
     Exit status: 0 if all files were enhanced, 1 if some were not, 2 if nothing was tried, 130 after Ctrl-C.
     """
-    from ..audio.corpus import ResultsFile, Settings, run_jobs
     from ..audio.enhance import dry_share
     from ..audio.jobs import plan_jobs
     from ..checkpoint import load
+    from ..corpus import ResultsFile, Settings, run_jobs
 
     share = dry_share(dry, None if attenuation_limit is None else _decibels(attenuation_limit))
     _check_options(force=force, skip_existing=skip_existing, dnsmos=dnsmos, results=results)

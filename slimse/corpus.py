@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
-from ..atomic import written_whole
-from ..checkpoint import load
-from ..model import SlimModel
-from ..processes import worker_pool
-from .enhance import block_length, enhance_file
-from .files import read_blocks, read_info, read_mono
-from .jobs import Job
+from .atomic import written_whole
+from .audio.enhance import block_length, enhance_file
+from .audio.files import read_blocks, read_info, read_mono
+from .audio.jobs import Job
+from .checkpoint import load
+from .model import SlimModel
+from .processes import worker_pool
 
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 """What may be wrong with one file, its place on the disk, or its size on this machine, and leaves the others alone."""
@@ -92,7 +92,7 @@ def enhance_job(
     )
     scores: Mapping[str, float] = {}
     if settings.dnsmos:
-        from ..evaluation.metrics import SAMPLE_RATE, score
+        from .evaluation.metrics import SAMPLE_RATE, score
 
         scores = score(read_mono(job.target, SAMPLE_RATE), None, ("p808", "ovrl")).values
     average = float(done.ufs.mean()) if len(done.ufs) else None
