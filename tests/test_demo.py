@@ -117,7 +117,8 @@ def test_picture_of_a_long_file_shows_its_start_and_says_so(
     monkeypatch.setattr(slimse.demo, "PICTURE_SECONDS", 2.0)
     run_demo(write(tmp_path / "a$b_$c.wav", seconds=3), tmp_path / "out", model)
     assert titles == [r"SlimSE: a\$b_\$c.wav, first 2 s"]
-    assert shown == [32_000] * 5
+    # Of the page, and of the picture.
+    assert shown == 2 * [32_000] * 5
     assert soundfile.info(tmp_path / "out" / "enhanced_uf1.wav").frames == 48_000
 
 
