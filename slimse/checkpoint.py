@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from safetensors.torch import save as serialise
 
 from .atomic import written_whole
 from .config import ModelConfig
+from .hub import DEFAULT, find_weights
 from .model import SlimModel
 from .networks.base import config_class
 
-DEFAULT = "dynamic-v1"
-"""Name of the bundled weights that `load` returns."""
 _DTYPES = ("F16", "BF16", "F32", "F64")
 
 
@@ -61,25 +59,32 @@ def load(
     backend: str = "auto",
     precision: str = "ieee",
     trainable: bool = False,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> SlimModel:
     """Load a model in float32, for inference unless it is to be trained.
 
     Args:
-        weights: name of bundled weights, path of a file written by `save`, or a folder that holds one such file, as
-            a training run leaves it. A bundled name is never looked for in the working folder: for a folder of that
-            name write ``./name``.
+        weights: name of bundled weights, path of a file written by `save`, a folder that holds one such file, as
+            a training run leaves it, or ``OWNER/NAME`` of a repository on the Hugging Face hub (``slimse[hub]``). A
+            bundled name is never looked for in the working folder: for a folder of that name write ``./name``.
         device: where to put it.
         runtime: see `SlimModel`.
         backend: see `SlimModel`.
         precision: see `SlimModel`.
         trainable: give a model in training mode whose parameters take gradients, for a training loop of your own.
+        revision: of a repository: branch, tag or, best, the hash of a commit; ``OWNER/NAME@REVISION`` says the same.
+        cache_dir: where files of the hub are kept.
+        local_files_only: take a repository from there, without a connection.
 
     Raises:
-        FileNotFoundError: if there is no such file or bundled name, or not one file in the folder.
+        FileNotFoundError: if there is no such file, bundled name or repository, or not one file in the folder.
+        ModuleNotFoundError: if a repository is asked for without ``huggingface_hub``.
         ValueError: if the file is not a SlimSE model, is damaged, holds weights that are not finite, or there is no
             such backend or precision. What a file asks for beyond its own size is refused before any memory is taken.
     """
-    path = _find(weights)
+    path = find_weights(weights, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
     try:
         with safe_open(path, "pt") as file:
             config = _read_config(file)
@@ -97,27 +102,8 @@ def load(
     return model.train(trainable).requires_grad_(trainable).to(device)
 
 
-def bundled() -> dict[str, Path]:
-    """Files of the weights that come with the package, by name."""
-    folder = Path(str(resources.files("slimse") / "weights"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _find(weights: str | os.PathLike[str]) -> Path:
-    """The file that `load` reads."""
-    known = bundled()
-    if isinstance(weights, str) and weights in known:
-        return known[weights]
-    path = Path(weights)
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            raise FileNotFoundError(f"{path} holds {len(files)} .safetensors files: expected one")
-        return files[0]
-    if not path.is_file():
-        names = f"expected a .safetensors file or bundled weights, one of {list(known)}"
-        raise FileNotFoundError(f"no weights {os.fspath(weights)!r}: {names}")
-    return path
+from_pretrained = load
+"""`load`, by the name that other libraries have for it."""
 
 
 def _read_config(file: Any) -> ModelConfig:

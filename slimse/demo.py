@@ -20,6 +20,7 @@ from .atomic import written_whole
 from .audio.enhance import block_length, enhance, enhance_file
 from .audio.files import read_blocks, read_info, read_tags
 from .audio.writing import AtomicWriter
+from .demo_page import demo_page
 from .model import SlimModel
 from .profiling import profile
 
@@ -63,20 +64,27 @@ def bundled_clip() -> Path:
     return Path(str(resources.files("slimse") / "assets" / "noisy.flac"))
 
 
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def check_plotting() -> None:
-    """Make sure that the picture can be drawn.
+    """Make sure that pictures can be drawn.
 
     Raises:
         ModuleNotFoundError: if matplotlib is missing; the message says what to install.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_plot():
         raise ModuleNotFoundError("the picture needs matplotlib: pip install 'slimse[plot]'", name="matplotlib")
 
 
 def run_demo(
     source: str | os.PathLike[str], folder: str | os.PathLike[str], model: SlimModel, *, force: bool = False
 ) -> list[DemoRow]:
-    """Write ``noisy.wav``, ``enhanced_uf*.wav`` per UF, ``enhanced_auto.wav`` and ``demo.png`` into ``folder``.
+    """Write ``noisy.wav``, ``enhanced_uf*.wav`` per UF, ``enhanced_auto.wav`` and ``demo.html`` into ``folder``.
+
+    Where matplotlib is installed, also ``demo.png``: all spectrograms as one picture.
 
     Args:
         source: noisy file of any rate and number of channels, which the outputs keep.
@@ -91,9 +99,7 @@ def run_demo(
         FileNotFoundError: if there is no ``source``.
         ValueError: if ``source`` cannot be read, or is one of the files to write.
         FileExistsError: if a file to write exists, unless ``force``; nothing has been written then.
-        ModuleNotFoundError: if matplotlib is missing; nothing has been written then.
     """
-    check_plotting()
     source, folder = Path(source), Path(folder)
     if not source.is_file():
         raise FileNotFoundError(f"no such file: {source}")
@@ -101,8 +107,8 @@ def run_demo(
     targets: dict[float | None, Path] = {uf: folder / f"enhanced_uf{uf:g}.wav" for uf in model.ufs}
     if model.router is not None:
         targets[None] = folder / "enhanced_auto.wav"
-    noisy, picture = folder / "noisy.wav", folder / "demo.png"
-    _check_targets(source, [noisy, *targets.values(), picture], force=force)
+    noisy, picture, page = folder / "noisy.wav", folder / "demo.png", folder / "demo.html"
+    _check_targets(source, [noisy, *targets.values(), page, *([picture] * can_plot())], force=force)
     duration = _copy(source, noisy, force=force)
     costs = profile(model)
     fixed = {width.uf: width.macs_per_sample for width in costs.widths}
@@ -113,12 +119,15 @@ def run_demo(
         silence = np.zeros((info.channels, info.sample_rate // 4), np.float32)
         enhance(silence, info.sample_rate, uf, budget=budget, model=model)
         start = time.perf_counter()
-        chosen = enhance_file(source, target, model, uf, budget=budget, force=force)
+        chosen = enhance_file(source, target, model, uf, budget=budget, force=force).ufs
         seconds = time.perf_counter() - start
         macs = costs.macs_per_sample(torch.from_numpy(chosen)) if uf is None else fixed[uf]
         share = macs / costs.widths[-1].macs_per_sample
         rows.append(DemoRow(float(chosen.mean()), budget, chosen, target, macs, share, seconds, seconds / duration))
-    draw(noisy, rows, picture, title=source.name)
+    with written_whole(page) as part:
+        part.write_text(demo_page(noisy, rows, source.name, PICTURE_SECONDS), encoding="utf-8")
+    if can_plot():
+        draw(noisy, rows, picture, title=source.name)
     return rows
 
 
@@ -163,6 +172,15 @@ def spectrogram(signal: NDArray[np.float32], sample_rate: int) -> NDArray[np.flo
     return np.asarray(level.numpy(), dtype=np.float32)
 
 
+def colour_range(level: NDArray[np.float32]) -> tuple[float, float]:
+    """Lowest and highest level of the colours, dB, from what is loudest in the noisy file.
+
+    All pictures share it: only so can they be compared by eye.
+    """
+    top = 5.0 * float(np.ceil(np.percentile(level, 99.9) / 5))
+    return top - _RANGE_DB, top
+
+
 def draw(noisy: Path, rows: Sequence[DemoRow], picture: Path, *, title: str) -> None:
     """Draw the spectrograms of the noisy and all enhanced files, one below the other, into a PNG file.
 
@@ -177,9 +195,10 @@ def draw(noisy: Path, rows: Sequence[DemoRow], picture: Path, *, title: str) -> 
 
     info = read_info(noisy)
     shown = min(info.frames, round(PICTURE_SECONDS * info.sample_rate))
-    levels = [spectrogram(_start(path, shown), info.sample_rate) for path in (noisy, *(row.path for row in rows))]
-    # One scale for all, from what is loudest in the noisy file: only so can they be compared by eye.
-    top = 5.0 * np.ceil(np.percentile(levels[0], 99.9) / 5)
+    levels = [
+        spectrogram(first_samples(path, shown), info.sample_rate) for path in (noisy, *(row.path for row in rows))
+    ]
+    _, top = colour_range(levels[0])
     figure = Figure(figsize=(10, 0.9 + 1.75 * len(levels)), dpi=150, layout="constrained")
     note = f", first {PICTURE_SECONDS:.0f} s" if shown < info.frames else ""
     figure.suptitle(f"SlimSE: {title}{note}".replace("$", r"\$"), fontsize=12, fontweight="bold")
@@ -212,7 +231,7 @@ def _overlay(axis: Axes, chosen: NDArray[np.float32], seconds: float, ufs: Seque
     right.minorticks_off()
 
 
-def _start(path: Path, samples: int) -> NDArray[np.float32]:
+def first_samples(path: Path, samples: int) -> NDArray[np.float32]:
     """Read the first ``samples`` samples of a file, as the mean of its channels."""
     audio, _ = soundfile.read(path, frames=samples, dtype="float32", always_2d=True)
     return np.asarray(audio.mean(axis=1), dtype=np.float32)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PRESETS, ModelConfig
+from .hub import Pretrained
 from .networks import FrameGeometry, NetworkConfig
 from .networks.base import build_network
 from .networks.state import check_part, named_parts
@@ -40,7 +41,7 @@ class ModelState(NamedTuple):
 torch.serialization.add_safe_globals([ModelState, LevelState, RouterState])
 
 
-class SlimModel(nn.Module):
+class SlimModel(Pretrained, nn.Module):
     """A slimmable network for whole signals and streams, with the level around it and a router where there is one.
 
     Args:

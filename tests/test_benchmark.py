@@ -86,6 +86,6 @@ def test_doctor_says_what_can_run_and_why_not():
 
 def test_doctor_without_numba(monkeypatch):
     # The package's name `doctor` is the command; the module is behind it.
-    monkeypatch.setattr(sys.modules["slimse.cli.doctor"], "numba_missing", lambda: "numba cannot be imported (gone)")
+    monkeypatch.setattr(sys.modules["slimse.diagnosis"], "numba_missing", lambda: "numba cannot be imported (gone)")
     report = json.loads(run("doctor", "--json").stdout)
     assert report["runtime"]["numba"] == report["compiled path"]["state"] == "numba cannot be imported (gone)"

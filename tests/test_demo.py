@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from slimse.router import RouterConfig
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
-FILES = ["noisy.wav", *(f"enhanced_uf{uf}.wav" for uf in ("0.125", "0.25", "0.5", "1")), "demo.png"]
+FILES = ["noisy.wav", *(f"enhanced_uf{uf}.wav" for uf in ("0.125", "0.25", "0.5", "1")), "demo.html", "demo.png"]
 
 plot = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs the plot extra")
 
@@ -97,7 +99,7 @@ def test_keeps_rate_channels_and_length(
 ) -> None:
     source = write(tmp_path / "in.flac", rate=rate, channels=channels, seconds=seconds)
     run_demo(source, tmp_path / "out", model)
-    for name in FILES[:-1]:
+    for name in FILES[:-2]:
         info = soundfile.info(tmp_path / "out" / name)
         assert (info.samplerate, info.channels, info.frames) == (rate, channels, int(seconds * rate))
 
@@ -115,7 +117,8 @@ def test_picture_of_a_long_file_shows_its_start_and_says_so(
     monkeypatch.setattr(slimse.demo, "PICTURE_SECONDS", 2.0)
     run_demo(write(tmp_path / "a$b_$c.wav", seconds=3), tmp_path / "out", model)
     assert titles == [r"SlimSE: a\$b_\$c.wav, first 2 s"]
-    assert shown == [32_000] * 5
+    # Of the page, and of the picture.
+    assert shown == 2 * [32_000] * 5
     assert soundfile.info(tmp_path / "out" / "enhanced_uf1.wav").frames == 48_000
 
 
@@ -160,17 +163,20 @@ def test_bad_inputs_raise(tmp_path: Path, model: SlimModel) -> None:
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_without_matplotlib_nothing_is_written(
+def test_without_matplotlib_there_is_sound_and_a_page(
     tmp_path: Path, model: SlimModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slimse.demo.importlib.util, "find_spec", lambda name: None)
-    save(model, tmp_path / "small.safetensors")
-    result = CliRunner().invoke(
-        app, ["demo", "-o", str(tmp_path / "out"), "--weights", str(tmp_path / "small.safetensors")]
-    )
-    assert result.exit_code == 2
-    assert "pip install 'slimse[plot]'" in result.stderr
-    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(slimse.demo, "can_plot", lambda: False)
+    run_demo(write(tmp_path / "a<b.wav"), tmp_path / "out", model)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(set(FILES) - {"demo.png"})
+    page = (tmp_path / "out" / "demo.html").read_text()
+    # One player and one picture for each file, and nothing that has to be loaded.
+    assert page.count("<audio ") == page.count("<img ") == len(model.ufs) + 1
+    assert "a&lt;b.wav" in page and "a<b.wav" not in page
+    assert "http" not in page and page.count('src="') == page.count('src="data:')
+    for encoded in re.findall(r"data:image/png;base64,([^\"]+)", page):
+        (tmp_path / "one.png").write_bytes(base64.b64decode(encoded))
+        assert min(picture_size(tmp_path / "one.png")) > 1
 
 
 @plot

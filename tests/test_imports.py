@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "slimse"
 KERNELS = PACKAGE.parent / "kernels"
 LAYERS = (
-    ("checks", "atomic", "processes", "width", "kernels"),
+    ("checks", "atomic", "processes", "width", "kernels", "hub"),
     ("ops",),
     ("nn",),
     ("audio.polyphase", "audio.spectral"),
@@ -18,9 +18,9 @@ LAYERS = (
     ("testing", "denoiser", "checkpoint", "runtimes", "compiled", "profiling", "deadline"),
     ("streaming", "serving", "live", "integrations"),
     ("audio",),
-    ("demo", "benchmark"),
+    ("demo", "demo_page", "benchmark", "diagnosis"),
     ("evaluation", "training"),
-    ("report",),
+    ("report", "sharing", "corpus"),
     ("cli",),
 )
 """From the lowest up. A module imports those of its own layer and of lower ones."""

@@ -65,7 +65,7 @@ def test_a_mistake_is_one_line_and_status_2():
     for arguments, message in (
         (
             ("profile", "nothing"),
-            "no weights 'nothing': expected a .safetensors file or bundled weights, one of ['dynamic-v1']",
+            "no weights 'nothing': expected a .safetensors file, OWNER/NAME on the hub, or bundled weights, one of [",
         ),
         (("profile", "nothing"), "or a preset of ['dns48', "),
         (("train", "nothing", "--data", ".", "-o", "out"), "one of ['backbone', "),

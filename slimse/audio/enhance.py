@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -62,8 +63,8 @@ class Enhancer:
         self._gain = BandGain(sample_rate, model_rate)
         self._input, self._low, self._masked_low = Fifo(channels), Fifo(channels), Fifo(channels)
         self._risen = Fifo(2 * channels)
-        # Rounded lengths must not leave the output short of a sample: silence behind the end, cut off again.
-        self._pad = 2 + sample_rate // model_rate if self._resamples else 0
+        # Samples. Rounded lengths must not leave the output short of a sample: silence behind the end, cut off again.
+        self.padding = 2 + sample_rate // model_rate if self._resamples else 0
         self.received = 0
         self.emitted = 0
 
@@ -95,7 +96,7 @@ class Enhancer:
         """
         if not self.received:
             raise ValueError("the signal is empty: expected 1 sample or more")
-        return self._emit(np.zeros((self.channels, self._pad), np.float32), last=True)
+        return self._emit(np.zeros((self.channels, self.padding), np.float32), last=True)
 
     def _check_finite(self, x: Array, offset: int, message: str) -> None:
         finite = np.isfinite(x)
@@ -180,7 +181,8 @@ def _needs_deviation(model: SlimModel) -> bool:
 
 
 @cache
-def _bundled(device: torch.device) -> SlimModel:
+def bundled(device: torch.device) -> SlimModel:
+    """The bundled weights, loaded once."""
     return load(device=device)
 
 
@@ -229,7 +231,7 @@ def enhance(
             f"audio has shape {tuple(tensor.shape)}: expected [channels, samples]; {channels} channels of {samples} "
             "samples look transposed"
         )
-    model = _bundled(tensor.device) if model is None else model
+    model = bundled(tensor.device) if model is None else model
     out = _enhance_signal(signal, sample_rate, uf, budget, model, dry_share(dry, attenuation_limit))
     if isinstance(audio, Tensor):
         return torch.from_numpy(out).reshape(audio.shape).to(audio)
@@ -251,17 +253,43 @@ def _enhance_signal(
     return np.concatenate([*pieces, enhancer.flush()], axis=1)
 
 
+class EnhancedFile(NamedTuple):
+    """What `enhance_file` found."""
+
+    ufs: Array
+    """At which the frames ran, ``[frames]``."""
+    seconds: float
+    level: float
+    """RMS of the input over all channels, dB below full scale."""
+    enhanced_level: float
+
+
+class _Level:
+    """Sum of squares of a signal that comes in blocks."""
+
+    def __init__(self) -> None:
+        self.squares, self.count = 0.0, 0
+
+    def add(self, block: Array) -> Array:
+        self.squares += float(np.square(block, dtype=np.float64).sum())
+        self.count += block.size
+        return block
+
+    def decibels(self) -> float:
+        return 10 * math.log10(self.squares / self.count) if self.squares else -math.inf
+
+
 def enhance_file(
-    source: Path,
-    target: Path,
-    model: SlimModel,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    model: SlimModel | None = None,
     uf: float | None = None,
     *,
     budget: float | None = None,
     dry: float = 0.0,
     force: bool = False,
-    progress: Callable[[float], None] | None = None,
-) -> Array:
+    progress: Callable[[float], object] | None = None,
+) -> EnhancedFile:
     """Enhance one file into another, block by block.
 
     Rate, channels, length and tags are the input's; the format as in `writable_format`. Memory does not grow with the
@@ -270,7 +298,7 @@ def enhance_file(
     Args:
         source: anything libsndfile reads.
         target: file to write; it appears when it is complete. Missing folders are made.
-        model: network; its weights decide the device.
+        model: network; its weights decide the device. None for the bundled weights on the CPU.
         uf: as in `enhance`.
         budget: as in `enhance`.
         dry: share of the input in the output, see `dry_share`.
@@ -278,13 +306,16 @@ def enhance_file(
         progress: called with the seconds of sound of each block that is done; may raise to stop.
 
     Returns:
-        The UFs at which its frames ran, ``[frames]``.
+        The UFs at which its frames ran, its length and levels.
 
     Raises:
         FileExistsError: if ``target`` exists, unless ``force``.
         ValueError: if the file cannot be read or written, or holds no, or no finite, samples; the message names it.
 
     """
+    source, target = Path(source), Path(target)
+    model = bundled(torch.device("cpu")) if model is None else model
+    before, after = _Level(), _Level()
     info = read_info(source)
     step = block_length(info.sample_rate, info.channels)
     std = None
@@ -294,11 +325,12 @@ def enhance_file(
         network = open_network(model, info.channels, uf, budget=budget, input_std=std)
         enhancer = Enhancer(network, info.sample_rate, info.channels, dry=dry, model_rate=model.sample_rate)
         for block in read_blocks(source, step):
-            writer.write(_named(source, enhancer.feed, block))
+            writer.write(after.add(_named(source, enhancer.feed, before.add(block))))
             if progress is not None:
                 progress(block.shape[1] / info.sample_rate)
-        writer.write(_named(source, enhancer.flush))
-    return network.ufs()
+        writer.write(after.add(_named(source, enhancer.flush)))
+    seconds = enhancer.received / info.sample_rate
+    return EnhancedFile(network.ufs(), seconds, before.decibels(), after.decibels())
 
 
 def _named(source: Path, call: Callable[..., Array], *args: Array) -> Array:

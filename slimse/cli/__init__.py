@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .. import __version__
 from .bench import bench
 from .demo import demo
 from .doctor import doctor
@@ -18,7 +19,7 @@ from .evaluate import evaluate
 from .live import live
 from .profile import profile
 from .report import report
-from .terminal import close_streams, exit_on_signals, prepare_streams, say
+from .terminal import be_quiet, close_streams, exit_on_signals, prepare_streams, say
 from .train import train
 
 _USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError)
@@ -71,16 +72,31 @@ app = typer.Typer(
     cls=_Commands,
     help="Speech enhancement whose cost follows the difficulty of the sound.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # Rich takes as long to import as all else that a usage error needs.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"slimse {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors alone: no progress, no lines per file.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
 ) -> None:
     """Speech enhancement whose cost follows the difficulty of the sound."""
+    be_quiet(quiet)
 
 
 for command in (enhance, live, demo, evaluate, report, profile, train, bench, doctor):

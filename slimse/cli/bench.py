@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..benchmark import Benchmark
-from ..benchmark import benchmark as measure
-from ..checkpoint import DEFAULT, load
-from ..config import PRESETS
-from ..model import SlimModel
+from ..hub import DEFAULT
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..benchmark import Benchmark
 
 
 def bench(
@@ -23,6 +22,13 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time every runtime at every width on this machine, on one thread, in under a minute."""
+    from rich.console import Console
+
+    from ..benchmark import benchmark as measure
+    from ..checkpoint import load
+    from ..config import PRESETS
+    from ..model import SlimModel
+
     network = SlimModel(PRESETS[model]).eval().requires_grad_(False) if model in PRESETS else load(model)
     if not network.causal:
         raise ValueError(f"{model} is bidirectional: expected a causal model, which can stream")
@@ -38,6 +44,8 @@ def bench(
 
 
 def _table(result: Benchmark, model: str) -> Table:
+    from rich.table import Table
+
     router = "" if result.budget is None else f"; router: for a budget of {result.budget:g}"
     table = Table(title=f"{model}: one CPU thread, frames back to back, medians{router}")
     names = ("UF", "ms per frame", "of a core", "streams per core", "offline, x real time", "MAC saving", "time saving")

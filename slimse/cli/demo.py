@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..checkpoint import DEFAULT, load
-from ..demo import DemoRow, bundled_clip, check_plotting, run_demo
+from ..hub import DEFAULT
 from .loading import make_ready
-from .terminal import a_path
+from .terminal import a_path, note
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..demo import DemoRow
 
 
 def _table(rows: list[DemoRow]) -> Table:
+    from rich.table import Table
+
     table = Table()
     for title in ("width", "UF", "MACs/sample", "of UF 1", "seconds", "real-time factor"):
         table.add_column(title, justify="right")
@@ -37,10 +41,15 @@ def demo(
     weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.")] = DEFAULT,
     force: Annotated[bool, typer.Option("--force", help="Replace files of an earlier demo.")] = False,
 ) -> None:
-    """Write noisy and enhanced sound at each UF and by the router, and a picture of all, into a folder."""
-    check_plotting()
+    """Write noisy and enhanced sound at each UF and by the router, and a page to hear and see it."""
+    from rich.console import Console
+
+    from ..checkpoint import load
+    from ..demo import bundled_clip, can_plot, run_demo
+
     model = make_ready(load(weights))
     rows = run_demo(bundled_clip() if file is None else file, output, model, force=force)
     console = Console()
     console.print(_table(rows))
-    typer.echo(f"wrote noisy.wav, {', '.join(row.path.name for row in rows)} and demo.png into {output.absolute()}")
+    names = ["noisy.wav", *(row.path.name for row in rows), "demo.html", *(["demo.png"] * can_plot())]
+    note(f"wrote {', '.join(names)} into {output.absolute()}")

@@ -1,35 +1,27 @@
-"""``slimse enhance``: files and folders of noisy speech."""
+"""``slimse enhance``: files, folders and lists of noisy speech."""
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
 import re
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ..audio.enhance import dry_share, enhance_file
-from ..audio.files import read_info
-from ..audio.jobs import Job, plan_jobs
-from ..checkpoint import DEFAULT, load
-from ..model import SlimModel
-from ..processes import worker_pool
+from ..hub import DEFAULT
 from .loading import make_ready
 from .pipes import through_pipes
-from .terminal import a_path
+from .terminal import a_path, is_quiet
 
-_FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
-"""What may be wrong with one file, its place on the disk, or its size on this machine, and leaves the others alone."""
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress
+
+    from ..audio.jobs import Job
+    from ..model import SlimModel
 
 
 class Quality(StrEnum):
@@ -43,28 +35,24 @@ class Quality(StrEnum):
 _BUDGETS = {Quality.low: 0.15, Quality.balanced: 0.3, Quality.high: 0.75}
 
 
-class _Settings(NamedTuple):
-    weights: str
-    device: str
-    uf: float | None
-    budget: float | None
-    dry: float
-    force: bool
-
-
 class _Report:
     """What the user sees: a bar on a terminal, else a line per file; failures on standard error either way."""
 
     def __init__(self, jobs: list[Job]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        from ..corpus import total_seconds
+
         self._console = Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, soft_wrap=True)
         self.failures = 0
         self.lost: OSError | None = None
         self.bar: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not is_quiet():
             columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
             self.bar = Progress(*columns, console=self._console)
-            self._task = self.bar.add_task(self._status(0, len(jobs)), total=_seconds(jobs))
-        self._lines = self.bar is None or not sys.stdout.isatty()
+            self._task = self.bar.add_task(self._status(0, len(jobs)), total=total_seconds(jobs))
+        self._lines = not is_quiet() and (self.bar is None or not sys.stdout.isatty())
         self._finished, self._count = 0, len(jobs)
 
     @staticmethod
@@ -75,7 +63,7 @@ class _Report:
         if self.bar is not None:
             self.bar.advance(self._task, seconds)
 
-    def finish(self, job: Job, error: BaseException | None = None) -> None:
+    def finish(self, job: Job, error: BaseException | None = None, *, skipped: bool = False) -> None:
         self._finished += 1
         if self.bar is not None:
             self.bar.update(self._task, description=self._status(self._finished, self._count))
@@ -83,7 +71,7 @@ class _Report:
                 # Files that failed never sent the rest of their seconds.
                 self.bar.update(self._task, completed=self.bar.tasks[self._task].total)
         if error is None:
-            self._tell(f"{job.source} -> {job.target}")
+            self._tell(f"{job.source} -> {job.target}{' (there already)' if skipped else ''}")
             return
         message = str(error) or type(error).__name__
         if str(job.source) not in message and str(job.target) not in message:
@@ -109,7 +97,12 @@ class _Report:
 @through_pipes
 def enhance(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="IN...", parser=a_path, help="Audio files, and folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="IN...",
+            parser=a_path,
+            help="Audio files, folders, and lists of files (.csv, .jsonl).",
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -135,34 +128,71 @@ def enhance(
         str | None, typer.Option(metavar="DB", help="Lower noise by no more than this, e.g. 12dB.")
     ] = None,
     weights: Annotated[str, typer.Option(help="Name of bundled weights, or a .safetensors file.")] = DEFAULT,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
-    jobs: Annotated[int, typer.Option(help="Files at the same time, each in a process with one thread.", min=1)] = 1,
+    device: Annotated[
+        str, typer.Option(help="Where to compute: cpu, cuda, or several for processes to take in turn: cuda:0,cuda:1.")
+    ] = "cpu",
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Files at the same time, each in a process with one thread. Default: one per device.", min=1),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave outputs that are there and whole; go on where a run ended.")
+    ] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=a_path, help="Write a CSV row per file: length, levels, average UF."),
+    ] = None,
+    dnsmos: Annotated[
+        bool, typer.Option("--dnsmos", help="Estimate DNSMOS of each output, for --results: takes a second a file.")
+    ] = False,
 ) -> None:
     """Remove noise from audio files of any format, sample rate and number of channels.
 
     Exit status: 0 if all files were enhanced, 1 if some were not, 2 if nothing was tried, 130 after Ctrl-C.
     """
+    from ..audio.enhance import dry_share
+    from ..audio.jobs import plan_jobs
+    from ..checkpoint import load
+    from ..corpus import ResultsFile, Settings, run_jobs
+
     share = dry_share(dry, None if attenuation_limit is None else _decibels(attenuation_limit))
+    _check_options(force=force, skip_existing=skip_existing, dnsmos=dnsmos, results=results)
     refused: list[ValueError] = []
     plan = plan_jobs(inputs, output, failed=refused.append)
-    model = load(weights, device=_usable(device))
-    settings = _Settings(weights, device, *_width(model, uf, budget, quality), share, force)
+    devices = tuple(name.strip() for name in device.split(","))
+    first, *_ = [_usable(name) for name in devices]
+    model = load(weights, device=first)
+    settings = Settings(weights, devices, *_width(model, uf, budget, quality), share, force, skip_existing, dnsmos)
     make_ready(model)
     report = _Report(plan)
     with ExitStack() as stack:
+        table = None if results is None else stack.enter_context(ResultsFile(results, keep=skip_existing))
         if report.bar is not None:
             stack.enter_context(report.bar)
-        for error in refused:
-            report.fail(error)
-        if min(jobs, len(plan)) > 1:
-            _run_parallel(plan, settings, min(jobs, len(plan)), report)
-        else:
-            _run_serial(plan, settings, model, report)
+        for refusal in refused:
+            report.fail(refusal)
+        for job, outcome, error in run_jobs(plan, settings, model, jobs or len(devices), report.advance):
+            if table is not None:
+                table.add(outcome)
+            report.finish(job, error, skipped=outcome.status == "skipped")
     if report.lost is not None:
         raise report.lost
     if report.failures:
         raise typer.Exit(1)
+
+
+def _check_options(*, force: bool, skip_existing: bool, dnsmos: bool, results: Path | None) -> None:
+    if force and skip_existing:
+        raise ValueError("--force and --skip-existing exclude each other: expected one of them at most")
+    if dnsmos and results is None:
+        raise ValueError("--dnsmos goes into the table of results: expected --results FILE")
+    if dnsmos:
+        from ..evaluation.metrics import check_metrics
+
+        check_metrics(("p808", "ovrl"))
+    if results is not None and (results.is_dir() or not results.absolute().parent.is_dir()):
+        raise ValueError(f"--results {results}: expected a file in a folder that exists")
 
 
 def _width(
@@ -186,81 +216,11 @@ def _decibels(text: str) -> float:
 
 
 def _usable(device: str) -> torch.device:
+    import torch
+
     try:
         # And back again: the device "meta" keeps shapes alone.
         torch.ones(1, device=device).cpu()
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _seconds(jobs: list[Job]) -> float:
-    """Length of all files together, as far as their headers can be read; the others fail later, by name."""
-    total = 0.0
-    for job in jobs:
-        try:
-            info = read_info(job.source)
-        except (ValueError, OSError):
-            continue
-        total += info.frames / info.sample_rate
-    return total
-
-
-def _enhance_one(job: Job, settings: _Settings, model: SlimModel, progress: Callable[[float], None]) -> None:
-    uf, budget, dry, force = settings.uf, settings.budget, settings.dry, settings.force
-    enhance_file(job.source, job.target, model, uf, budget=budget, dry=dry, force=force, progress=progress)
-
-
-def _run_serial(plan: list[Job], settings: _Settings, model: SlimModel, report: _Report) -> None:
-    for job in plan:
-        try:
-            _enhance_one(job, settings, model, report.advance)
-        except _FAILURES as error:
-            report.finish(job, error)
-        else:
-            report.finish(job)
-
-
-# Several processes -------------------------------------------------------------------------------------------------
-
-
-class _Worker:
-    """What a worker process keeps between files."""
-
-    settings: _Settings
-    model: SlimModel
-    progress: Callable[[float], None]
-
-
-def _start_worker(settings: _Settings, ticks: Any) -> None:
-    torch.set_num_threads(1)
-    _Worker.settings, _Worker.progress = settings, staticmethod(ticks.put)
-    _Worker.model = load(settings.weights, device=settings.device)
-
-
-def _work(job: Job) -> None:
-    _enhance_one(job, _Worker.settings, _Worker.model, _Worker.progress)
-
-
-def _run_parallel(plan: list[Job], settings: _Settings, workers: int, report: _Report) -> None:
-    ticks = multiprocessing.get_context("spawn").Queue()
-    with worker_pool(workers, _start_worker, settings, ticks) as submit:
-        futures: dict[Future[None], int] = {submit(_work, job): index for index, job in enumerate(plan)}
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.1)
-            report.advance(_drain(ticks))
-            for future in sorted(done, key=futures.__getitem__):
-                error = future.exception()
-                if error is not None and not isinstance(error, _FAILURES):
-                    raise error
-                report.finish(plan[futures[future]], error)
-
-
-def _drain(ticks: Any) -> float:
-    seconds = 0.0
-    while True:
-        try:
-            seconds += ticks.get_nowait()
-        except queue.Empty:
-            return seconds

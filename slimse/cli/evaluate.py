@@ -4,71 +4,17 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from .. import checkpoint
-from ..evaluation import (
-    DEFAULT_METRICS,
-    METRICS,
-    Dynamic,
-    Interval,
-    Report,
-    check_metrics,
-    evaluate_pairs,
-    find_pairs,
-)
-from ..evaluation.results import Width, budget_of, label
-from ..evaluation.routing import line_distances, summarise
-from .terminal import a_path, say
+from ..hub import DEFAULT
+from .terminal import a_path, is_quiet, note, say
 
-
-def _plain_table(title: str, metrics: tuple[str, ...]) -> Table:
-    """Narrow enough for 80 columns with all metrics."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    for name in ("width", "UF", "kMACs"):
-        table.add_column(name, justify="left" if name == "width" else "right")
-    for name in metrics:
-        table.add_column(METRICS[name].heading or METRICS[name].title, justify="right")
-    return table
-
-
-def _table(report: Report, count: int) -> Table:
-    table = _plain_table(f"Means over {count} file{'s' if count > 1 else ''} (more is better)", report.metrics)
-    for row in report.means():
-        cells = []
-        for name in report.metrics:
-            digits, known = METRICS[name].digits, not math.isnan(row.values[name])
-            value = f"{row.values[name]:.{digits}f}" if known else "-"
-            half = f"±{row.intervals[name].half_width:.{digits}f}".replace("±0.", "±.") if known and count > 1 else ""
-            cells.append(f"{value}{'*' * (name in row.excluded)}\n{half}")
-        macs = "" if row.macs_per_sample is None else f"{row.macs_per_sample / 1000:,.2f}"
-        table.add_row(label(row.uf), "" if row.average_uf is None else f"{row.average_uf:.3g}", macs, *cells)
-    return table
-
-
-def _difference_table(title: str, report: Report, rows: Mapping[Width, Mapping[str, Interval]]) -> Table:
-    table = _plain_table(title, report.metrics)
-    means = {row.uf: row for row in report.means()}
-    for uf, differences in rows.items():
-        cells = []
-        for name in report.metrics:
-            found, digits = differences.get(name), METRICS[name].digits + 1
-            known = found is not None and not math.isnan(found.mean)
-            texts = (f"{found.mean:+.{digits}f}", f"±{found.half_width:.{digits}f}") if found and known else ("-", "")
-            cells.append("\n".join(re.sub(r"(?<=[-+±])0\.", ".", text) for text in texts))
-        average, macs = means[uf].average_uf, means[uf].macs_per_sample
-        assert average is not None and macs is not None
-        table.add_row(label(uf), f"{average:.3g}", f"{macs / 1000:,.2f}", *cells)
-    return table
+if TYPE_CHECKING:
+    from ..evaluation import Interval
+    from ..evaluation.results import Width
 
 
 def _earlier(path: Path) -> dict[str, Any]:
@@ -94,17 +40,13 @@ def evaluate(
     clean: Annotated[
         Path, typer.Argument(metavar="CLEAN_DIR", parser=a_path, help="Folder of clean files of the same names.")
     ],
-    weights: Annotated[
-        str, typer.Option(help="Bundled weights, or a .safetensors file.", show_default=True)
-    ] = checkpoint.DEFAULT,
+    weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.", show_default=True)] = DEFAULT,
     uf: Annotated[list[float] | None, typer.Option(help="UF to score; repeatable. Default: all of the model.")] = None,
     budget: Annotated[
         list[float] | None, typer.Option(help="Budget of the router to score; repeatable. UFs are scored too.")
     ] = None,
     noisy_only: Annotated[bool, typer.Option("--noisy-only", help="Score the noisy input, without a model.")] = False,
-    metrics: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METRICS)}.")] = ",".join(
-        DEFAULT_METRICS
-    ),
+    metrics: Annotated[str, typer.Option(help="Comma-separated names of scores. Default: all but distillmos.")] = "",
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", parser=a_path, help="Write one row per file and UF.")
     ] = None,
@@ -127,16 +69,25 @@ def evaluate(
 
     Exit status: 0 if all pairs were scored, 1 if some were not, 2 if none was.
     """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..checkpoint import load
+    from ..evaluation import DEFAULT_METRICS, Dynamic, check_metrics, evaluate_pairs, find_pairs
+    from ..evaluation.results import budget_of
+    from ..evaluation.routing import line_distances, summarise
+    from ..evaluation.tables import difference_table, score_table
+
     _check_output(csv)
     _check_output(json)
     if noisy_only and (uf or budget):
         raise ValueError("--noisy-only scores no width: expected it without --uf and --budget")
     earlier = None if against is None else _earlier(against)
-    names = check_metrics(name.strip() for name in metrics.split(","))
+    names = check_metrics(name.strip() for name in metrics.split(",")) if metrics else DEFAULT_METRICS
     pairs = find_pairs(noisy, clean)[:limit]
-    model = None if noisy_only else checkpoint.load(weights)
+    model = None if noisy_only else load(weights)
     # Shown on a terminal only, and not among the results.
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Console(stderr=True), transient=True, disable=is_quiet()) as bar:
         task = bar.add_task("scoring", total=len(pairs))
         report = evaluate_pairs(
             pairs,
@@ -148,19 +99,19 @@ def evaluate(
             progress=lambda done: bar.update(task, completed=done),
         )
     console = Console()
-    console.print(_table(report, len(pairs) - len(report.failures)))
+    console.print(score_table(report, len(pairs) - len(report.failures)))
     for failure in report.failures:
         say(f"left out: {failure.reason}")
-    for note in report.notes():
-        console.print(f"* {note}", style="yellow", highlight=False, markup=False)
+    for remark in report.notes():
+        console.print(f"* {remark}", style="yellow", highlight=False, markup=False)
     distances: dict[Width, dict[str, Interval]] = {
         Dynamic(budget): rows for budget, rows in line_distances(report).items()
     }
     if distances:
-        console.print(_difference_table("Above the line between the fixed widths, at equal MACs", report, distances))
+        console.print(difference_table("Above the line between the fixed widths, at equal MACs", report, distances))
     differences = {} if earlier is None else report.differences(earlier)
     if differences:
-        console.print(_difference_table(f"Better than in {against}", report, differences))
+        console.print(difference_table(f"Better than in {against}", report, differences))
     about: dict[str, Any] = {"noisy": str(noisy), "clean": str(clean), "weights": None, "config": None}
     if model is not None:
         about |= {"weights": weights, "config": model.config.to_dict(), "routing": summarise(report)}
@@ -172,9 +123,9 @@ def evaluate(
         ]
     if csv is not None:
         report.write_csv(csv)
-        console.print(f"wrote {csv}", highlight=False, markup=False)
+        note(f"wrote {csv}")
     if json is not None:
         report.write_json(json, **about)
-        console.print(f"wrote {json}", highlight=False, markup=False)
+        note(f"wrote {json}")
     if report.failures:
         raise typer.Exit(1)

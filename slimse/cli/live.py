@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .devices import Session, audio_module, run_session, terminal_keys
 from .loading import make_ready
 
 if TYPE_CHECKING:
@@ -51,6 +50,8 @@ def live(
         model = _load(weights)
         enhance_pipe(sys.stdin.buffer, sys.stdout.buffer, model, uf, budget=budget, strength=strength, raw=sound)
         return
+    from .devices import Session, audio_module, run_session, terminal_keys
+
     sounddevice = audio_module()
     if devices:
         print(sounddevice.query_devices())

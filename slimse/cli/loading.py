@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-import torch
 import typer
 
-from ..model import SlimModel
+if TYPE_CHECKING:
+    from ..model import SlimModel
 
 _PATIENCE = 3.0
 """Seconds after which the user is told what takes so long."""
@@ -16,6 +17,8 @@ _MESSAGE = "compiling the network for this machine, up to a minute; later calls 
 
 def make_ready(model: SlimModel) -> SlimModel:
     """Run one sample, so that what has to be compiled is; if that takes long, the user is told. Returns the model."""
+    import torch
+
     timer = threading.Timer(_PATIENCE, typer.echo, [_MESSAGE], {"err": True})
     failed: list[Exception] = []
 

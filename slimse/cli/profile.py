@@ -6,18 +6,15 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..checkpoint import load
-from ..config import PRESETS
-from ..model import SlimModel
-from ..profiling import ModelProfile
-from ..profiling import profile as measure
-from ..slimmify import SlimmingReport
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..profiling import ModelProfile
+    from ..slimmify import SlimmingReport
 
 
 def profile(
@@ -30,6 +27,13 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what each width of a model costs: MACs by block, weights, latency."""
+    from rich.console import Console
+
+    from ..checkpoint import load
+    from ..config import PRESETS
+    from ..model import SlimModel
+    from ..profiling import profile as measure
+
     if ":" in model and not Path(model).exists():
         report = _slimming(model)
         print(json.dumps(report.to_dict(), indent=2) if as_json else report)
@@ -52,6 +56,8 @@ def profile(
 
 def _slimming(name: str) -> SlimmingReport:
     """The report of the network that ``package.module:function`` makes; modules of the current folder are found too."""
+    from ..slimmify import SlimmingReport
+
     module_name, _, function = name.partition(":")
     sys.path.append(str(Path.cwd()))
     try:
@@ -67,6 +73,8 @@ def _slimming(name: str) -> SlimmingReport:
 
 
 def _table(result: ModelProfile, model: str) -> Table:
+    from rich.table import Table
+
     table = Table(title=f"{model}: multiply-accumulates per input sample")
     table.add_column("block")
     for width in result.widths:

@@ -30,6 +30,26 @@ def say(message: str) -> None:
         typer.echo(f"slimse: {message}", err=True)
 
 
+class _Output:
+    quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Say whether commands leave out what is no result and no error: progress, lines per file, what was written."""
+    _Output.quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether the user asked for ``-q``."""
+    return _Output.quiet
+
+
+def note(message: str) -> None:
+    """Print one line on standard output, unless the user asked for ``-q``."""
+    if not _Output.quiet:
+        typer.echo(message)
+
+
 def prepare_streams() -> None:
     """Let names be printed that the terminal's encoding lacks, and output go nowhere where it is closed."""
     for name in ("stdout", "stderr"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import a_path
+from .terminal import a_path, is_quiet
 
 
 def train(
@@ -88,6 +88,7 @@ def train(
         out,
         valid,
         initial,
+        progress=not is_quiet(),
         devices=devices or "auto",
         nodes=nodes,
         device=device,
