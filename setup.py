@@ -14,8 +14,9 @@ METRICS = [
     *("torchmetrics>=1.4", "pesq>=0.0.4", "pystoi>=0.4"),
     *("speechmos>=0.0.1", "onnxruntime>=1.17", "librosa>=0.10", "requests>=2"),
 ]
+ONNX = ["onnx>=1.16", "onnxruntime>=1.17"]
 TRAIN = [*PLOT, *METRICS, "lightning>=2.6"]
-TEST = [*TRAIN, "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "hypothesis>=6"]
+TEST = [*TRAIN, *ONNX, "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "hypothesis>=6"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 
 setup(
@@ -48,6 +49,7 @@ setup(
     extras_require={
         "plot": PLOT,
         "metrics": METRICS,
+        "onnx": ONNX,
         "train": TRAIN,
         "tensorboard": ["tensorboard>=2.10"],
         "test": TEST,

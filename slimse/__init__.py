@@ -19,6 +19,7 @@ from .width import WidthSet
 
 if TYPE_CHECKING:
     from .audio.enhance import enhance
+    from .export.streamer import OnnxStreamer as OnnxStreamer
 
 __all__ = [
     "PRESETS",
@@ -43,9 +44,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `enhance` on first use: it needs the audio libraries, which a model alone does not."""
+    """Import on first use what needs more packages than a model alone: those of audio, and of the extra ``onnx``."""
     if name == "enhance":
         from .audio.enhance import enhance
 
         return enhance
+    if name == "OnnxStreamer":
+        from .export.streamer import OnnxStreamer
+
+        return OnnxStreamer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ from .demo import demo
 from .doctor import doctor
 from .enhance import enhance
 from .evaluate import evaluate
+from .export import export
 from .live import live
 from .profile import profile
 from .report import report
@@ -80,5 +81,5 @@ def _options(
     """Speech enhancement whose cost follows the difficulty of the sound."""
 
 
-for command in (enhance, live, demo, evaluate, report, profile, train, bench, doctor):
+for command in (enhance, live, demo, evaluate, report, profile, export, train, bench, doctor):
     app.command()(command)
