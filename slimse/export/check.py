@@ -48,8 +48,8 @@ def check_file(path: Path, model: SlimDemucs, precision: str) -> float:
             # Chunks of a prime length: calls and chunks never end together.
             parts = [streamer.feed(noisy[start : start + 4999]) for start in range(0, len(noisy), 4999)]
             return np.concatenate([*parts, streamer.flush()])
-        choice = {"uf": np.float32([uf or 0])} if several else {}
-        choice |= {"budget": np.float32([budget or 1])} if metadata["router"] == "1" else {}
+        choice = {"uf": np.array([uf or 0], np.float32)} if several else {}
+        choice |= {"budget": np.array([budget or 1], np.float32)} if metadata["router"] == "1" else {}
         return session.run(["enhanced"], {"noisy": noisy[None], **choice})[0][0]
 
     signal, errors = torch.from_numpy(noisy)[None, None], {}
@@ -85,7 +85,7 @@ def relative_error(actual: NDArray[np.float32], expected: Tensor) -> float:
     reference = expected.flatten().double().numpy()
     if actual.shape != reference.shape:
         return float("inf")
-    return float(np.linalg.norm(actual - reference) / max(np.linalg.norm(reference), 1e-12))
+    return float(np.linalg.norm(actual - reference) / max(float(np.linalg.norm(reference)), 1e-12))
 
 
 def _rounded(model: SlimDemucs) -> SlimDemucs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
@@ -17,12 +17,16 @@ WHOLE_FRAMES = 16
 """Frames that a graph for whole signals runs at a time: their products are large enough to be fast."""
 
 
+_Shapes: TypeAlias = dict[str, list[Any]]
+"""Of inputs or outputs: numbers, and names for what varies."""
+
+
 class _End(NamedTuple):
     """Of a frame after which the signal ends."""
 
     valid: str
     """How many of its samples belong to the signal, int64 ``[1]``; may be below 0."""
-    index: str
+    turn: str
     """Its position among the last ones, int64 ``[1]``."""
     left: str
     """Frames that come after it, int64 ``[1]``."""
@@ -65,9 +69,9 @@ class Graphs:
 
         valid = s.op("Cast", "end", to=TensorProto.INT64)
         results = s.choose(s.op("Less", valid, s.ints(0)), go_on, end)
-        inputs: dict[str, list[int | str]] = {"samples": [1, self.geometry.call]} | self._choices()
+        inputs: _Shapes = {"samples": [1, self.geometry.call]} | self._choices()
         inputs |= {name: [1, size] for name, size in self.sizes.items()}
-        outputs: dict[str, list[int | str]] = {"enhanced": [1, "ready"]}
+        outputs: _Shapes = {"enhanced": [1, "ready"]}
         outputs |= {"ufs": ["frames"]} if len(self.ufs) > 1 else {}
         outputs |= {f"new_{name}": [1, size] for name, size in self.sizes.items()}
         return self._model(s, inputs, outputs, results, notes)
@@ -97,12 +101,12 @@ class Graphs:
         joined = s.concat(s.reshape(stacked[0], 1, -1), out, axis=1)
         end = s.op("Add", length, s.ints(g.delay))
         results = [s.op("Slice", joined, s.ints(g.delay), end, s.ints(1))]
-        outputs: dict[str, list[int | str]] = {"enhanced": [1, "samples"]}
+        outputs: _Shapes = {"enhanced": [1, "samples"]}
         if ufs:
             every = s.concat(s.reshape(stacked[1], -1), *ufs)
             results.append(s.slice(every, g.early, 2**62))
             outputs["ufs"] = ["frames"]
-        inputs: dict[str, list[int | str]] = {"noisy": [1, "samples"]} | self._choices()
+        inputs: _Shapes = {"noisy": [1, "samples"]} | self._choices()
         return self._model(s, inputs, outputs, results, notes)
 
     def _call(
@@ -124,7 +128,7 @@ class Graphs:
         uf = s.slice("uf", 0, 1)
         if end is not None:
             last = s.op("Sub", s.op("Shape", "uf"), s.ints(1))
-            uf = s.op("Gather", "uf", s.op("Min", end.index, last))
+            uf = s.op("Gather", "uf", s.op("Min", end.turn, last))
         choice = self._asked(s, uf)
         if heard.choice is not None:
             routed = heard.choice
@@ -142,7 +146,7 @@ class Graphs:
     ) -> tuple[str, list[str], States]:
         """As `_call`, of the last samples of a signal, frame by frame, with all that is then still to come."""
         g, names = self.geometry, list(states)
-        zeros = max(g.early + 1 - g.frames, 1) * g.hop
+        zeros = max(g.early + 1 - g.frames, -(-g.spare // g.hop), 1) * g.hop
         padded = s.concat(samples, s.const(np.zeros((1, zeros))), axis=1)
         clock = s.op("Cast", s.reshape(s.slice(states["level"], 0, 1, axis=1), 1), to=TensorProto.INT64)
         needed = s.op("Div", s.op("Add", valid, s.ints(g.spare + g.hop - 1)), s.ints(g.hop))
@@ -157,7 +161,8 @@ class Graphs:
             out, ufs, new = self._call(inner, self.single, piece, now, first, last)
             return [*new.values(), *ufs], [out, *ufs]
 
-        last = [s.const([self.ufs[-1]])] if len(self.ufs) > 1 else []
+        # Where no frame is left (without resampling that may be), the tail takes what is asked for now.
+        last = [s.slice("uf", 0, 1)] if len(self.ufs) > 1 else []
         after, stacked = s.loop(s.reshape(count), [*states.values(), *last], turn)
         states = dict(zip(names, after, strict=False))
         out, ufs = s.reshape(stacked[0], 1, -1), [s.reshape(part, -1) for part in stacked[1:]]
@@ -194,15 +199,15 @@ class Graphs:
         narrower = s.op("Less", s.const([value + 1e-6 for value in self.ufs[:-1]]), uf)
         return str(s.op("ReduceSum", s.op("Cast", narrower, to=TensorProto.INT64), keepdims=1))
 
-    def _choices(self) -> dict[str, list[int | str]]:
+    def _choices(self) -> _Shapes:
         """Inputs that choose the UF."""
         return ({"uf": ["choices"]} if len(self.ufs) > 1 else {}) | ({"budget": [1]} if self.routed else {})
 
     def _model(
         self,
         s: Scope,
-        inputs: Mapping[str, Sequence[int | str]],
-        outputs: Mapping[str, Sequence[int | str]],
+        inputs: _Shapes,
+        outputs: _Shapes,
         results: Sequence[str],
         notes: Mapping[str, str],
     ) -> ModelProto:

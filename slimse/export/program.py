@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,9 @@ class Frame(nn.Module):
         super().__init__()
         self.model, self.uf = model, uf
         with torch.no_grad():
-            silence = torch.zeros(1, model.first_samples + 2 * model.hop)
+            # The sizes of a state settle with the first output.
+            settled = next(frames for frames in itertools.count(1) if model.emitted(frames)) + 2
+            silence = torch.zeros(1, model.first_samples + settled * model.hop)
             self.state = model.step(silence, model.initial_state(), uf)[1]
 
     def forward(self, samples: Tensor, *state: Tensor) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,22 +17,25 @@ from .layers import Layers
 _LONGEST = 2**20
 """Frames up to which the clock of a stream runs: float32 counts them exactly, and nothing depends on more."""
 
-States = dict[str, str]
+States: TypeAlias = dict[str, str]
 """Names of the states, ``[1, n]`` each, by what they hold."""
+_Parts: TypeAlias = dict[str, tuple[int, ...]]
 
 
-def layout(geometry: Geometry) -> dict[str, dict[str, tuple[int, ...]]]:
+def layout(geometry: Geometry) -> dict[str, _Parts]:
     """What a stream keeps between calls: per state, the parts that lie in it one after the other, with their shapes."""
     g, c = geometry, geometry.config
     levels, reach, stride = range(1, c.depth + 1), g.reach, c.stride
-    past = {f"up{stage}": (signal.UP_BUFFER,) for stage in range(g.stages)}
+    past: _Parts = {f"up{stage}": (signal.UP_BUFFER,) for stage in range(g.stages)}
     past |= {f"encoder{level}": (c.kernel_size - stride, c.channels(level - 1)) for level in levels}
     past |= {f"skip{level}": (g.rounds(level), c.channels(level)) for level in levels}
-    after = {f"tap{tap}.{level}": (tap, stride * c.channels(level - 1)) for level in levels for tap in range(1, reach)}
+    after: _Parts = {
+        f"tap{tap}.{level}": (tap, stride * c.channels(level - 1)) for level in levels for tap in range(1, reach)
+    }
     # An odd number of samples that were ready makes the buffer one longer.
     before = [0, *(g.ready_down(stage) for stage in range(g.stages))]
     after |= {f"down{stage}": (signal.DOWN_BUFFER + before[stage] % 2,) for stage in range(g.stages)}
-    states: dict[str, dict[str, tuple[int, ...]]] = {
+    states: dict[str, _Parts] = {
         "level": {"clock": (1, 1)},
         "encoder": past,
         "rnn": {"hidden": (1, c.channels(c.depth))},

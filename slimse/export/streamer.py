@@ -101,8 +101,8 @@ class OnnxStreamer:
             raise ValueError(f"chunk is {found}: expected a floating-point array [n]")
         samples = chunk.astype(np.float32)
         if not bool((np.abs(samples) <= LOUDEST).all()):
-            first = int(np.argmin(np.abs(samples) <= LOUDEST))
-            raise ValueError(f"chunk holds {samples[first]:g} at sample {first}: expected at most {LOUDEST:g}")
+            loud = int(np.argmin(np.abs(samples) <= LOUDEST))
+            raise ValueError(f"chunk holds {samples[loud]:g} at sample {loud}: expected at most {LOUDEST:g}")
         self._dtype, self._ran = chunk.dtype, []
         self._taken += len(samples)
         self._pending = np.concatenate([self._pending, samples])
@@ -112,7 +112,7 @@ class OnnxStreamer:
             return self._ready([])
         calls, self._pending = np.split(self._pending, [count * self.call])
         pieces = list(calls.reshape(-1, self.call))
-        outputs = []
+        outputs: _Pieces = []
         if opening:
             first, pieces = pieces[: self._early + 1], pieces[self._early + 1 :]
             outputs = self._begin(first, None, wanted)
