@@ -60,8 +60,9 @@ def write_program(path: Path, model: SlimDemucs, uf: float) -> float:
     """
     frame = Frame(model, uf).eval()
     inputs = (torch.zeros(1, model.hop), *tensors_of(frame.state))
-    table: dict[Any, Callable[..., Any]] = torch.export.default_decompositions()
-    table |= {getattr(torch.ops.slimse, name).default: _reference(name) for name in SPECS}
+    table = torch.export.default_decompositions()
+    for name in SPECS:
+        table[getattr(torch.ops.slimse, name).default] = _reference(name)
     with warnings.catch_warnings():
         # PyTorch's own, of its next version.
         warnings.simplefilter("ignore", FutureWarning)
