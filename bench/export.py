@@ -48,11 +48,11 @@ def main() -> None:
             path = Path(folder) / f"{uf}-{precision}.onnx"
             sizes[uf, precision] = export(model, path, uf, precision=precision).size
             streamers[uf, precision] = slimse.OnnxStreamer(path)
-        for uf in model.config.ufs:
+        for uf in model.ufs:
             streamers[uf, "all UFs"] = slimse.OnnxStreamer(every, uf)
             sizes[uf, "all UFs"] = every.stat().st_size
     times: dict[tuple[float, str], list[float]] = {case: [] for case in streamers}
-    hop = soundfile.read(args.noisy / names[0], dtype="float32", frames=model.hop)[0]
+    hop = soundfile.read(args.noisy / names[0], dtype="float32", frames=model.geometry.hop)[0]
     for _ in range(args.rounds):
         for case, streamer in streamers.items():
             start = time.thread_time()

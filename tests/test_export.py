@@ -13,13 +13,16 @@ from typer.testing import CliRunner
 onnx = pytest.importorskip("onnx", reason="the extra slimse[onnx]")
 
 import slimse  # noqa: E402
-from slimse import SlimDemucs, SlimDemucsConfig, Streamer  # noqa: E402
+from slimse import Streamer  # noqa: E402
 from slimse.cli import app  # noqa: E402
+from slimse.config import ModelConfig  # noqa: E402
 from slimse.export import check, export  # noqa: E402
 from slimse.export.graphs import Graphs  # noqa: E402
 from slimse.export.notes import notes  # noqa: E402
 from slimse.export.streamer import OnnxStreamer, open_session  # noqa: E402
-from slimse.models import RouterConfig  # noqa: E402
+from slimse.networks import SlimDemucsConfig  # noqa: E402
+from slimse.router import RouterConfig  # noqa: E402
+from slimse.testing import tiny_model  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUTER = RouterConfig(filters=8, kernel_size=32, stride=8, units=8)
@@ -35,18 +38,16 @@ SHAPES = {
 
 def network(**shape):
     """Weights of a size that a trained network has: outputs as loud as the input, and a router that decides."""
-    torch.manual_seed(0)
-    model = SlimDemucs(SlimDemucsConfig(**shape), backend="torch").eval().requires_grad_(False)
+    whole = {key: shape.pop(key) for key in ("router", "level") if key in shape}
+    model = tiny_model(ModelConfig(SlimDemucsConfig(**shape), **whole), router="router" in whole, backend="torch")
     for name, parameter in model.named_parameters():
         parameter.mul_(3 if "decoder" in name else 1)
-        if name == "router.output.weight":
-            parameter.mul_(20)
     return model
 
 
 def proto_of(model, uf=None, frames=1, precision="float32", whole=False):
     """A model, without a file and without its own check."""
-    graphs = Graphs(model, list(model.config.ufs) if uf is None else [uf], frames, precision)
+    graphs = Graphs(model, list(model.ufs) if uf is None else [uf], frames, precision)
     kind = "whole" if whole else "stream"
     return (graphs.whole if whole else graphs.streaming)(notes(graphs, model, kind, precision))
 
@@ -64,8 +65,8 @@ def streamed(streamer, noisy, size):
 
 def lengths(model):
     """Of signals: shorter than a frame, at the edge of a frame, past it, and longer."""
-    edge = model.receptive_samples(1) + 3 * model.hop
-    return 5, model.hop, edge - 1, edge, edge + 1, 40 * model.hop + 7
+    edge = model.geometry.receptive + 3 * model.geometry.hop
+    return 5, model.geometry.hop, edge - 1, edge, edge + 1, 40 * model.geometry.hop + 7
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -75,16 +76,16 @@ def test_a_stream_equals_pytorch_chunk_by_chunk(shape, relative_error):
     _, one = made(model, 0.5)
     _, every = made(model)
     for samples in lengths(model):
-        noisy = check.test_signal(samples + 9000)[9000:]
+        noisy = check.test_signal(samples)
         cases = [(OnnxStreamer(one), {"uf": 0.5}), (OnnxStreamer(every, 0.25), {"uf": 0.25})]
         if model.router is not None:
-            cases.append((OnnxStreamer(every, budget=0.4), {"uf": "auto", "budget": 0.4}))
+            cases.append((OnnxStreamer(every, budget=0.4), {"budget": 0.4}))
         for streamer, options in cases:
-            ours, whole = streamed(streamer, noisy, 3 * model.hop + 1)
-            theirs, expected = streamed(Streamer(model, **options), noisy, 3 * model.hop + 1)
+            ours, whole = streamed(streamer, noisy, 3 * model.geometry.hop + 1)
+            theirs, expected = streamed(Streamer(model, **options), noisy, 3 * model.geometry.hop + 1)
             assert [len(part) for part in ours] == [len(part) for part in theirs]
             assert relative_error(torch.from_numpy(whole), torch.from_numpy(expected)) < 1e-4
-            assert streamer.latency == model.latency
+            assert streamer.latency == model.geometry.latency
     ours, theirs = OnnxStreamer(every, 1.0), Streamer(model, 1.0)
     ufs = [1.0, 0.125, 0.5, 0.25, 1.0, 0.125]
     pairs = [
@@ -101,7 +102,7 @@ def test_whole_signals_equal_pytorch(shape, frames, relative_error):
     model = network(**shape)
     _, session = made(model, 0.5 if frames else None, frames or 1, whole=True)
     for samples in lengths(model):
-        noisy = torch.from_numpy(check.test_signal(samples + 9000)[9000:])
+        noisy = torch.from_numpy(check.test_signal(samples))
         inputs = {"noisy": noisy[None].numpy()}
         if frames:
             choices = [(inputs, 0.5)]
@@ -124,7 +125,7 @@ def test_several_frames_per_call_give_the_same(relative_error):
     model = network(**SMALL)
     _, session = made(model, 0.5, frames=5)
     for samples in lengths(model):
-        noisy = check.test_signal(samples + 9000)[9000:]
+        noisy = check.test_signal(samples)
         _, whole = streamed(OnnxStreamer(session), noisy, 33)
         expected = model(torch.from_numpy(noisy)[None, None], 0.5)[0, 0]
         assert relative_error(torch.from_numpy(whole), expected) < 1e-4
@@ -150,7 +151,7 @@ def test_weights_are_stored_once_and_in_fewer_bits():
 def test_rounded_weights_are_close(relative_error):
     """float16 is the network with rounded weights; int8 is near it, and nearer than silence by far."""
     model = network(**SMALL | {"depth": 4})
-    noisy = check.test_signal(60 * model.hop)
+    noisy = check.test_signal(60 * model.geometry.hop)
     for precision, reference, limit in (("float16", check._rounded(model), 1e-4), ("int8", model, 0.2)):
         for uf in (None, 0.5):
             _, session = made(model, uf, precision=precision)
@@ -263,7 +264,7 @@ def test_it_runs_where_pytorch_is_not_installed(tmp_path, relative_error):
     """The streamer, by its path, and the example: in a process that can import neither PyTorch nor this package."""
     model = network(**SMALL)
     (tmp_path / "m.onnx").write_bytes(made(model, 0.25)[0].SerializeToString())
-    noisy = np.round(check.test_signal(40 * model.hop + 9000)[9000:] * 32767).astype(np.int16)
+    noisy = np.round(check.test_signal(40 * model.geometry.hop) * 32767).astype(np.int16)
     with wave.open(str(tmp_path / "noisy.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(noisy.tobytes())
@@ -297,11 +298,11 @@ def test_a_torch_program_has_pytorchs_own_ops_and_goes_on_from_its_example(tmp_p
     assert not any("slimse" in str(node.target) for node in program.graph.nodes)
     _, *state = program.example_inputs[0]
     run = program.module()
-    noisy = torch.from_numpy(check.test_signal(30 * model.hop))[None]
+    noisy = torch.from_numpy(check.test_signal(30 * model.geometry.hop))[None]
     outputs = []
-    for hop in noisy.split(model.hop, dim=1):
+    for hop in noisy.split(model.geometry.hop, dim=1):
         out, *state = run(hop, *state)
         outputs.append(out)
-    quiet = torch.zeros(1, model.first_samples + 20 * model.hop)
+    quiet = torch.zeros(1, model.geometry.first + (model.geometry.silent + 3) * model.geometry.hop)
     _, start = model.step(quiet, model.initial_state(), 0.5)
     assert relative_error(torch.cat(outputs, 1), model.step(noisy, start, 0.5)[0]) < 1e-4

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..atomic import written_whole
-from ..models import SlimDemucs
+from ..model import SlimModel
+from ..networks import SlimDemucsConfig
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -40,7 +41,7 @@ class Exported:
 
 
 def export(
-    model: SlimDemucs,
+    model: SlimModel,
     path: str | os.PathLike[str],
     uf: float | None = None,
     *,
@@ -67,7 +68,11 @@ def export(
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a name that ends in one of {SUFFIXES}")
     _check(model, frames)
-    ufs = tuple(model.config.ufs) if uf is None else (model.config.ufs.validate(uf),)
+    # Compared with the layers, in float32 on the CPU, whatever the caller's model runs on.
+    reference = SlimModel(model.config, backend="torch").eval().requires_grad_(False)
+    reference.load_state_dict(model.state_dict())
+    model = reference
+    ufs = tuple(model.ufs) if uf is None else (model.ufs.validate(uf),)
     if path.suffix == ".pt2":
         if len(ufs) > 1 or whole or frames > 1 or precision != "float32":
             raise ValueError(f"{path}: expected one UF, one frame per call, a stream and float32 for a .pt2 file")
@@ -76,13 +81,13 @@ def export(
 
         with written_whole(path) as part:
             error = write_program(part, model, ufs[0])
-        latency = 1000 * model.latency / model.config.sample_rate
+        latency = 1000 * model.geometry.latency / model.sample_rate
         return Exported(path, ufs, precision, path.stat().st_size, FRAMES, error, latency)
     return _export_onnx(model, path, ufs, frames, whole, precision)
 
 
 def _export_onnx(
-    model: SlimDemucs, path: Path, ufs: tuple[float, ...], frames: int, whole: bool, precision: str
+    model: SlimModel, path: Path, ufs: tuple[float, ...], frames: int, whole: bool, precision: str
 ) -> Exported:
     for package in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
@@ -103,21 +108,23 @@ def _export_onnx(
     with written_whole(path) as part:
         part.write_bytes(made.SerializeToString())
         error = check_file(part, model, precision)
-    latency = None if whole else 1000 * graphs.geometry.latency / model.config.sample_rate
+    latency = None if whole else 1000 * graphs.geometry.latency / model.sample_rate
     return Exported(path, ufs, precision, path.stat().st_size, FRAMES, error, latency)
 
 
-def _check(model: SlimDemucs, frames: int) -> None:
+def _check(model: SlimModel, frames: int) -> None:
     """Make sure that a network can be exported.
 
     Raises:
         ValueError: if not; the message says what it is, and what was expected.
     """
-    config = model.config
-    if not config.causal or config.rnn != "gru" or config.level == "signal":
+    network, level = model.config.network, model.config.level
+    if not isinstance(network, SlimDemucsConfig):
+        raise ValueError(f"network of {type(network).__name__}: cannot be exported; expected a SlimDemucs")
+    if network.rnn != "gru" or level == "signal":
         raise ValueError(
-            f"causal = {config.causal}, rnn = {config.rnn!r}, level = {config.level!r}: cannot be exported; expected"
-            " causal = True, rnn = 'gru', and level = 'running' or 'none'"
+            f"rnn = {network.rnn!r}, level = {level!r}: cannot be exported; expected rnn = 'gru', and level = 'running'"
+            " or 'none'"
         )
     if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= 1000:
         raise ValueError(f"frames = {frames!r}: expected an integer from 1 to 1000")

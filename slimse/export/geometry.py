@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..models import SlimDemucs, SlimDemucsConfig
+from ..networks import SlimDemucsConfig
 from ..nn.resample import LOOKAHEAD
 
 
@@ -34,13 +34,12 @@ class Geometry:
     """Per level, the last position that the first frame computes; level 0 is the network's input."""
 
     @classmethod
-    def of(cls, model: SlimDemucs, frames: int) -> Geometry:
-        """For a model and a number of frames per call."""
-        levels = range(model.config.depth + 1)
-        lead = tuple(model.frame_map.lead(level) for level in levels)
-        spare = model.first_samples - model.receptive_samples(1)
-        early = frames * math.ceil((model.first_samples / model.hop - 1) / frames)
-        return cls(model.config, frames, early, model.hop, model.first_samples, spare, lead)
+    def of(cls, config: SlimDemucsConfig, frames: int) -> Geometry:
+        """For a network and a number of frames per call."""
+        g, frame_map = config.geometry, config.frame_map
+        lead = tuple(frame_map.first_span(level) - 1 for level in range(config.depth + 1))
+        early = frames * math.ceil((g.first / g.hop - 1) / frames)
+        return cls(config, frames, early, g.hop, g.first, g.first - g.receptive, lead)
 
     @property
     def first_outputs(self) -> int:

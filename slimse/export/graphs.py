@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from ..models import SlimDemucs
+from ..model import SlimModel
+from ..networks import SlimDemucs
 from .builder import IR_VERSION, OPSET, Scope, Store
 from .geometry import Geometry
 from .stream import States, Stream
@@ -33,7 +34,7 @@ class _End(NamedTuple):
 
 
 class Graphs:
-    """Makes the models of one network.
+    """Makes the graphs of one model.
 
     Args:
         model: what is exported.
@@ -42,9 +43,10 @@ class Graphs:
         precision: of stored weights, one of `PRECISIONS`.
     """
 
-    def __init__(self, model: SlimDemucs, ufs: Sequence[float], frames: int, precision: str = "float32") -> None:
+    def __init__(self, model: SlimModel, ufs: Sequence[float], frames: int, precision: str = "float32") -> None:
         self.routed = len(ufs) > 1 and model.router is not None
-        self.stream = Stream(model, ufs, Geometry.of(model, frames), routed=self.routed)
+        assert isinstance(model.network, SlimDemucs)
+        self.stream = Stream(model, ufs, Geometry.of(model.network.config, frames), routed=self.routed)
         self.single = self.stream.with_frames(1)
         self.geometry, self.ufs = self.stream.geometry, list(ufs)
         self.store = Store(precision)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models import SlimDemucs
-from ..models.router import SHARPNESS, SOFT
+from ..model import SlimModel
+from ..networks import SlimDemucsConfig
+from ..router import SHARPNESS, SOFT
 from ..width import channels
 from .builder import Scope
 
@@ -21,12 +22,16 @@ class Layers:
 
     Args:
         model: what is exported.
+        config: of its network.
         shared: keep whole weights, from which each UF cuts its own in the graph; else store what ``ufs`` needs alone.
     """
 
-    def __init__(self, model: SlimDemucs, *, shared: bool) -> None:
-        self.config, self.shared = model.config, shared
-        self.weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
+    def __init__(self, model: SlimModel, config: SlimDemucsConfig, *, shared: bool) -> None:
+        self.config, self.shared = config, shared
+        self.weights = {
+            name.removeprefix("network."): tensor.detach().float().cpu().numpy()
+            for name, tensor in model.state_dict().items()
+        }
         self.router = model.router
 
     def encoder(self, s: Scope, level: int, uf: float, buffer: str | None, x: str, positions: int) -> tuple[str, str]:
@@ -154,6 +159,7 @@ class Layers:
         knots, least = self.router.config.knots, self.config.ufs[0]  # type: ignore[union-attr]
         octaves = s.op("Log", s.op("Div", budget, s.const(least)))
         place = s.op("Mul", octaves, s.const((knots - 1) / -np.log(least)))
+        place = s.op("Clip", place, s.const(0), s.const(knots - 1))
         distance = s.op("Abs", s.op("Sub", s.reshape(place, 1, 1), s.const(np.arange(knots)[None])))
         return str(s.op("Max", s.op("Sub", s.const(1), distance), s.const(0)))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..models import SlimDemucs
+from ..model import SlimModel
 from .graphs import Graphs
 
 
-def notes(graphs: Graphs, model: SlimDemucs, kind: str, precision: str) -> dict[str, str]:
+def notes(graphs: Graphs, model: SlimModel, kind: str, precision: str) -> dict[str, str]:
     """Metadata of a model.
 
     Args:
@@ -24,9 +24,9 @@ def notes(graphs: Graphs, model: SlimDemucs, kind: str, precision: str) -> dict[
         "comment": f"SlimSE {__version__}, speech enhancement, arXiv 2507.04879",
         "kind": kind,
         "precision": precision,
-        "sample_rate": model.config.sample_rate,
+        "sample_rate": model.sample_rate,
         "hop_length": g.hop,
-        "window_length": model.receptive_samples(1),
+        "window_length": model.geometry.receptive,
         "frames_per_call": g.frames,
         "ufs": ",".join(f"{uf:g}" for uf in graphs.ufs),
         "router": int(graphs.routed),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,26 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..models import SlimDemucs
+from ..model import SlimModel
 from ..ops.registry import SPECS
 from .check import FRAMES, LIMIT, check_error, relative_error, test_signal
 
 
 class Frame(nn.Module):
-    """`SlimDemucs.step` of one frame at one UF, with the tensors of the state as separate arguments.
+    """`SlimModel.step` of one frame at one UF, with the tensors of the state as separate arguments.
 
     Args:
-        model: the network.
+        model: that runs.
         uf: of every frame.
     """
 
-    def __init__(self, model: SlimDemucs, uf: float) -> None:
+    def __init__(self, model: SlimModel, uf: float) -> None:
         super().__init__()
         self.model, self.uf = model, uf
         with torch.no_grad():
             # The sizes of a state settle with the first output.
-            settled = next(frames for frames in itertools.count(1) if model.emitted(frames)) + 2
-            silence = torch.zeros(1, model.first_samples + settled * model.hop)
+            geometry = model.geometry
+            silence = torch.zeros(1, geometry.first + (geometry.silent + 3) * geometry.hop)
             self.state = model.step(silence, model.initial_state(), uf)[1]
 
     def forward(self, samples: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -50,7 +49,7 @@ def tensors_of(state: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
 
 
-def write_program(path: Path, model: SlimDemucs, uf: float) -> float:
+def write_program(path: Path, model: SlimModel, uf: float) -> float:
     """Write the program of one UF, after a check over `FRAMES` frames; gives the relative error.
 
     Its example inputs are silence and the state of a stream that has heard nothing else: where to begin.
@@ -59,7 +58,7 @@ def write_program(path: Path, model: SlimDemucs, uf: float) -> float:
         ValueError: if the program is not equal to the network.
     """
     frame = Frame(model, uf).eval()
-    inputs = (torch.zeros(1, model.hop), *tensors_of(frame.state))
+    inputs = (torch.zeros(1, model.geometry.hop), *tensors_of(frame.state))
     table = torch.export.default_decompositions()
     for name in SPECS:
         table[getattr(torch.ops.slimse, name).default] = _reference(name)
@@ -67,10 +66,10 @@ def write_program(path: Path, model: SlimDemucs, uf: float) -> float:
         # PyTorch's own, of its next version.
         warnings.simplefilter("ignore", FutureWarning)
         program = torch.export.export(frame, inputs, strict=False).run_decompositions(table)
-    noisy = torch.from_numpy(test_signal(FRAMES * model.hop))[None]
+    noisy = torch.from_numpy(test_signal(FRAMES * model.geometry.hop))[None]
     run, state, outputs = program.module(), list(inputs[1:]), []
     with torch.no_grad():
-        for hop in noisy.split(model.hop, dim=1):
+        for hop in noisy.split(model.geometry.hop, dim=1):
             out, *state = run(hop, *state)
             outputs.append(out)
         expected = model.step(noisy, frame.state, uf)[0]

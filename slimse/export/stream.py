@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..models import SlimDemucs
+from ..config import ModelConfig
+from ..model import SlimModel
 from . import signal
 from .builder import Scope
 from .geometry import Geometry
@@ -22,7 +23,7 @@ States: TypeAlias = dict[str, str]
 _Parts: TypeAlias = dict[str, tuple[int, ...]]
 
 
-def layout(geometry: Geometry) -> dict[str, _Parts]:
+def layout(geometry: Geometry, config: ModelConfig) -> dict[str, _Parts]:
     """What a stream keeps between calls: per state, the parts that lie in it one after the other, with their shapes."""
     g, c = geometry, geometry.config
     levels, reach, stride = range(1, c.depth + 1), g.reach, c.stride
@@ -41,10 +42,13 @@ def layout(geometry: Geometry) -> dict[str, _Parts]:
         "rnn": {"hidden": (1, c.channels(c.depth))},
         "decoder": after,
     }
-    if c.level == "running":
+    if config.level == "running":
         states["level"] |= {"sums": (1, 3), "gain": (1, g.first_samples - g.first_outputs)}
-    if c.router is not None:
-        states["router"] = {"context": (1, c.router.kernel_size - c.router.stride), "hidden": (1, c.router.units)}
+    if config.router is not None:
+        states["router"] = {
+            "context": (1, config.router.kernel_size - config.router.stride),
+            "hidden": (1, config.router.units),
+        }
     return {name: {part: shape for part, shape in parts.items() if np.prod(shape)} for name, parts in states.items()}
 
 
@@ -72,10 +76,11 @@ class Stream:
         routed: whether the router runs too.
     """
 
-    def __init__(self, model: SlimDemucs, ufs: Sequence[float], geometry: Geometry, *, routed: bool) -> None:
-        self.config, self.ufs, self.geometry, self.routed = model.config, list(ufs), geometry, routed
-        self.layers = Layers(model, shared=len(self.ufs) > 1)
-        self.layout = layout(geometry)
+    def __init__(self, model: SlimModel, ufs: Sequence[float], geometry: Geometry, *, routed: bool) -> None:
+        self.level, self.ufs, self.geometry, self.routed = model.config.level, list(ufs), geometry, routed
+        self.config = geometry.config
+        self.layers = Layers(model, geometry.config, shared=len(self.ufs) > 1)
+        self.layout = layout(geometry, model.config)
         if not routed:
             self.layout.pop("router", None)
 
@@ -92,7 +97,7 @@ class Stream:
         g, n = self.geometry, self.geometry.call
         parts = self.unpack(s, "level", states["level"])
         clock, gain, x = parts["clock"], None, samples
-        if self.config.level == "running":
+        if self.level == "running":
             position = s.op("Sub", s.op("Mul", clock, s.const(g.hop)), s.const(g.lead))
             rate, sums = self.config.sample_rate, parts["sums"]
             x, now, sums = signal.running_level(s, x, n, rate, sums, position)
@@ -194,7 +199,7 @@ class Stream:
             if stage < g.stages - 1 and g.silent_down(stage) > rate:
                 x = signal.silence_before(s, x, count, clock, rate, g.early * rate + g.silent_down(stage))
         out = s.reshape(x, 1, count)
-        if self.config.level != "running":
+        if self.level != "running":
             return out
         gain = self.unpack(s, "level", states["level"])["gain"]
         return str(s.op("Mul", out, s.slice(gain, 0, count, axis=1)))
