@@ -14,9 +14,10 @@ METRICS = [
     *("torchmetrics>=1.4", "pesq>=0.0.4", "pystoi>=0.4"),
     *("speechmos>=0.0.1", "onnxruntime>=1.17", "librosa>=0.10", "requests>=2"),
 ]
+ONNX = ["onnx>=1.16", "onnxruntime>=1.17"]
 TRAIN = [*PLOT, *METRICS, "lightning>=2.6"]
 HUB = ["huggingface_hub>=0.25"]
-TEST = [*TRAIN, *HUB, "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "hypothesis>=6"]
+TEST = [*TRAIN, *HUB, *ONNX, "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "hypothesis>=6"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 
 setup(
@@ -49,6 +50,7 @@ setup(
     extras_require={
         "plot": PLOT,
         "metrics": METRICS,
+        "onnx": ONNX,
         "train": TRAIN,
         "hub": HUB,
         "tensorboard": ["tensorboard>=2.10"],

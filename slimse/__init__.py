@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .checkpoint import from_pretrained, load, save
     from .config import PRESETS, ModelConfig
     from .denoiser import load_denoiser
+    from .export.streamer import OnnxStreamer as OnnxStreamer  # not in __all__: it needs an extra
     from .frame_router import FrameRouter
     from .model import SlimModel
     from .networks import SlimDemucsConfig
@@ -56,6 +57,7 @@ _MODULES = {
     "checkpoint": ("from_pretrained", "load", "save"),
     "config": ("PRESETS", "ModelConfig"),
     "denoiser": ("load_denoiser",),
+    "export.streamer": ("OnnxStreamer",),
     "frame_router": ("FrameRouter",),
     "model": ("SlimModel",),
     "networks": ("SlimDemucsConfig",),

@@ -16,7 +16,7 @@ LAYERS = (
     ("config", "frame_router"),
     ("model",),
     ("testing", "denoiser", "checkpoint", "runtimes", "compiled", "profiling", "deadline"),
-    ("streaming", "serving", "live", "integrations"),
+    ("streaming", "serving", "live", "integrations", "export"),
     ("audio",),
     ("demo", "demo_page", "benchmark", "diagnosis"),
     ("evaluation", "training"),

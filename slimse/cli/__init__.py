@@ -16,6 +16,7 @@ from .demo import demo
 from .doctor import doctor
 from .enhance import enhance
 from .evaluate import evaluate
+from .export import export
 from .live import live
 from .profile import profile
 from .report import report
@@ -99,5 +100,5 @@ def _options(
     be_quiet(quiet)
 
 
-for command in (enhance, live, demo, evaluate, report, profile, train, bench, doctor):
+for command in (enhance, live, demo, evaluate, report, profile, export, train, bench, doctor):
     app.command()(command)
