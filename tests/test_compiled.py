@@ -214,9 +214,10 @@ def test_no_number_too_small_for_a_mantissa_stays_after_silence():
     assert float(torch.tensor(1e-39) * 0.5) != 0
 
 
-def test_streams_of_a_batch_whose_groups_fill_no_vector(relative_error):
-    """What one stream's GRU writes behind its units must not reach the next stream."""
-    model = random_model(CONFIGS["no resampling"])
+@pytest.mark.parametrize("config", [CONFIGS["no resampling"], SlimDemucsConfig(hidden=12, depth=1, groups=2)])
+def test_streams_of_a_batch_whose_groups_fill_no_vector(config, relative_error):
+    """What one stream's GRU gathers, or writes behind its units, must not reach the next stream."""
+    model = random_model(config)
     sound = torch.randn(3, 12 * model.geometry.hop)
     outputs = []
     for runtime in ("eager", "numba"):
@@ -233,9 +234,13 @@ def test_chosen_ufs_equal_torch(shared, relative_error):
     """A budget and a given UF take turns; many frames at once, few, and those at the end."""
     router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
     model = random_model(replace(CONFIGS["small"], router=router))
-    model.router.output.weight.data.mul_(100)
+    # In the middle of the widths, and so sensitive that frames and streams differ.
+    model.router.bias_width.data.fill_(-1.5)
+    model.router.input.weight.data.mul_(10)
+    model.router.output.weight.data.normal_(0, 2)
     hop, chosen = model.geometry.hop, set()
     noisy = torch.randn(2, model.geometry.first + 30 * hop + 5) * torch.tensor([[1.0], [0.1]])
+    noisy *= torch.rand(len(noisy[0]) // 10 + 1).repeat_interleave(10)[: len(noisy[0])]
     streamers = [Streamer(model, budget=0.5, streams=2, shared=shared, runtime=r) for r in ("eager", "numba")]
     for size, options in ((500, {}), (20, {}), (100, {"uf": 1.0}), (70, {"budget": 0.25}), (4 * hop, {})):
         part, noisy = noisy[:, :size], noisy[:, size:]
@@ -250,7 +255,7 @@ def test_chosen_ufs_equal_torch(shared, relative_error):
     assert relative_error(actual, expected) < 1e-5
     model.runtime = "numba"
     with torch.no_grad():
-        whole = torch.randn(2, 1, 700)
+        whole = torch.randn(2, 1, 700) * torch.rand(70).repeat_interleave(10)
         ufs = model.route(whole, 0.25)
         actual, model.runtime = model(whole, budget=0.25), "eager"
         assert torch.equal(ufs, model.route(whole, 0.25))
@@ -305,7 +310,7 @@ def test_float16_and_int8_weights_are_close(relative_error):
     noisy = torch.randn(20 * model.geometry.hop)
     exact, half, byte = (Streamer(model, runtime="numba", weights=kind).feed(noisy) for kind in WEIGHTS)
     assert 1e-6 < relative_error(half, exact) < 2e-3
-    assert 2e-3 < relative_error(byte, exact) < 5e-2
+    assert relative_error(half, exact) < relative_error(byte, exact) < 5e-2
 
 
 @torch.no_grad()
