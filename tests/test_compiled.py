@@ -232,6 +232,8 @@ def test_streams_of_a_batch_whose_groups_fill_no_vector(config, relative_error):
 @pytest.mark.parametrize("shared", [False, True])
 def test_chosen_ufs_equal_torch(shared, relative_error):
     """A budget and a given UF take turns; many frames at once, few, and those at the end."""
+    # With this seed it chooses each of the widths several times.
+    torch.manual_seed(10)
     router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
     model = random_model(replace(CONFIGS["small"], router=router))
     # In the middle of the widths, and so sensitive that frames and streams differ.
@@ -249,7 +251,7 @@ def test_chosen_ufs_equal_torch(shared, relative_error):
         assert relative_error(actual, expected) < 1e-5
         chosen |= set(streamers[0].ufs.flatten().tolist()) if "uf" not in options else set()
     assert streamers[0].ufs.shape[1] >= 3
-    assert len(chosen) >= 3
+    assert chosen == set(model.ufs)
     expected, actual = (streamer.flush() for streamer in streamers)
     assert torch.equal(streamers[0].ufs, streamers[1].ufs)
     assert relative_error(actual, expected) < 1e-5
