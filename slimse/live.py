@@ -71,8 +71,7 @@ class LiveStreamer:
         dtype: of input and output: ``"float32"``, full scale 1, or ``"int16"``.
         enabled: False puts out the input, as late. It may change at any time.
         strength: share of the enhanced signal in the output, 0 to 1. It may change at any time.
-        runtime: as of `Streamer`, like ``half``, ``max_load`` and ``clock``.
-        weights: see there.
+        runtime: as of `Streamer`, like ``weights``, ``max_load`` and ``clock``.
         max_load: see there.
         clock: see there.
 
