@@ -6,8 +6,8 @@
     python bench/streaming.py --enhance 60    # adds `slimse enhance` on a folder, in one process and in two
     python bench/streaming.py --inductor      # adds torch.compile
 
-Backends: ``torch`` is eager PyTorch on views of the weights, ``compiled`` the numba path, ``half`` the same with
-float16 weights, ``onnx`` ONNX Runtime with one session per UF (needs onnx, onnxscript and onnxruntime), ``inductor``
+Backends: ``torch`` is eager PyTorch on views of the weights, ``compiled`` the numba path, ``int8`` the same with
+int8 weights, ``onnx`` ONNX Runtime with one session per UF (needs onnx, onnxscript and onnxruntime), ``inductor``
 `torch.compile` with one graph per UF (``--inductor``; needs a C++ compiler). ONNX Runtime's whole signals leave out the
 resampling, which it cannot export.
 
@@ -51,7 +51,7 @@ from slimse.nn import DecoderBlock, EncoderBlock, GroupedGRU
 from slimse.ops import blocks as twins
 from slimse.ops.recurrent import slim_gru
 
-OWN = {"torch": {"runtime": "eager"}, "compiled": {"runtime": "numba"}, "half": {"runtime": "numba", "half": True}}
+OWN = {"torch": {"runtime": "eager"}, "compiled": {"runtime": "numba"}, "int8": {"runtime": "numba", "weights": "int8"}}
 
 
 class OpenEncoder(EncoderBlock):

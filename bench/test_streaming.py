@@ -2,7 +2,7 @@
 
     pytest bench/test_streaming.py --benchmark-json=live.json && python bench/report.py live.json --out bench/results
 
-On one CPU thread: ``slimse`` is the compiled path (also with float16 weights), ``sliced`` eager PyTorch on views of the
+On one CPU thread: ``slimse`` is the compiled path (also with int8 weights), ``sliced`` eager PyTorch on views of the
 weights, ``compiled`` `torch.compile` with one graph per UF (needs a C++ compiler; minutes), ``onnx`` ONNX Runtime with
 one session per UF (needs onnx, onnxscript and onnxruntime). The first three hold the weights once, ONNX Runtime once
 per session.
@@ -22,7 +22,7 @@ from slimse.profiling import profile
 MODEL = SlimModel().eval().requires_grad_(False)
 IMPLEMENTATIONS = {
     "slimse": ("compiled", "fp32"),
-    "slimse, half": ("half", "fp16 weights"),
+    "slimse, int8": ("int8", "int8 weights"),
     "sliced": ("torch", "fp32"),
     "compiled": ("inductor", "fp32"),
     "onnx": ("onnx", "fp32"),
@@ -57,7 +57,7 @@ def test_frame(benchmark, calls, implementation, uf):
             "seconds": MODEL.geometry.hop / MODEL.sample_rate,
             "kind": kind,
             "macs": cost.macs_per_sample * MODEL.geometry.hop,
-            "bytes": cost.weight_bytes_per_frame // (2 if own == "half" else 1),
+            "bytes": cost.weight_bytes_per_frame // (4 if own == "int8" else 1),
             "roofline": None,
             "device": f"CPU ({platform.machine()}, 1 thread)",
             "torch": torch.__version__,

@@ -21,11 +21,11 @@ from .runtimes.base import get_runtime, unavailable
 from .streaming import Streamer
 
 Call = Callable[[], object]
-HALF = "numba half"
+INT8 = "numba int8"
 WAYS: dict[str, dict[str, Any]] = {
     "eager": {"runtime": "eager"},
     "numba": {"runtime": "numba"},
-    HALF: {"runtime": "numba", "half": True},
+    INT8: {"runtime": "numba", "weights": "int8"},
 }
 """What is timed, and the options of a `Streamer` for it."""
 
@@ -131,9 +131,7 @@ def offline_call(model: SlimModel, uf: float | None, seconds: float, runtime: st
     def call() -> object:
         if runtime == "eager":
             return model.finish(noisy, model.initial_state(), uf, budget)
-        chosen = 1.0 if uf is None else uf
-        ufs = chosen if budget is None else model.route(noisy[:, None], budget)
-        return get_runtime(runtime).enhance(model, noisy, ufs, None)
+        return get_runtime(runtime).enhance(model, noisy, model.request(uf, budget, 1), None)
 
     return call
 
@@ -180,7 +178,7 @@ def benchmark(
         calls = [live(*case) for case in cases]
         calls += [frame_call(model, mixed, **options) for options in ways.values()]
         spent = interleaved(calls, rounds, frames)
-        signals = [case for case in cases if case[0] != HALF]
+        signals = [case for case in cases if case[0] != INT8]
         offline = interleaved([whole(*case) for case in signals], 3)
         macs = _macs(model, budget)
     finally:

@@ -96,10 +96,9 @@ def _compile() -> str:
     start = time.perf_counter()
     Streamer(model, runtime="numba").feed(np.zeros(model.geometry.first, np.float32))
     seconds = time.perf_counter() - start
-    from .compiled.stream import feed
+    from .compiled.jit import origin
 
-    stats = feed.stats
-    if stats.cache_hits:
-        return f"ready: loaded in {seconds:.1f} s from {stats.cache_path}"
-    kept = f"kept in {stats.cache_path}" if stats.cache_path else "not kept, as no folder for it can be written to"
+    if origin() == "cache":
+        return f"ready: loaded in {seconds:.1f} s from numba's cache"
+    kept = "kept in numba's cache" if origin() == "compiler" else "not kept, as numba's cache cannot be used"
     return f"ready: compiled in {seconds:.1f} s, {kept}"

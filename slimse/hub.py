@@ -71,8 +71,9 @@ def _download(name: str, revision: str | None, cache_dir: str | os.PathLike[str]
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     what = name if revision is None else f"{name}@{revision}"
+    cache = None if cache_dir is None else Path(cache_dir)
     try:
-        found = hf_hub_download(name, WEIGHTS_FILE, revision=revision, cache_dir=cache_dir, local_files_only=local)
+        found = hf_hub_download(name, WEIGHTS_FILE, revision=revision, cache_dir=cache, local_files_only=local)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
             f"{what}: no such file or folder, and no copy of a repository of that name in the cache of the hub, which "

@@ -71,8 +71,7 @@ class LiveStreamer:
         dtype: of input and output: ``"float32"``, full scale 1, or ``"int16"``.
         enabled: False puts out the input, as late. It may change at any time.
         strength: share of the enhanced signal in the output, 0 to 1. It may change at any time.
-        runtime: as of `Streamer`, like ``half``, ``max_load`` and ``clock``.
-        half: see there.
+        runtime: as of `Streamer`, like ``weights``, ``max_load`` and ``clock``.
         max_load: see there.
         clock: see there.
 
@@ -98,7 +97,7 @@ class LiveStreamer:
         enabled: bool = True,
         strength: float = 1.0,
         runtime: str | None = None,
-        half: bool = False,
+        weights: str | None = None,
         max_load: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -118,7 +117,7 @@ class LiveStreamer:
         self._piece = math.ceil(_PIECE_SECONDS * self.sample_rate)
         timing: Any = {"max_load": max_load, "clock": clock}
         self._streamer = Streamer(
-            model, uf, budget=budget, streams=rows, shared=True, runtime=runtime, half=half, **timing
+            model, uf, budget=budget, streams=rows, shared=True, runtime=runtime, weights=weights, **timing
         )
         self._down = self._up = None
         if self.sample_rate != own:

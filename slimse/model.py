@@ -131,9 +131,8 @@ class SlimModel(Pretrained, nn.Module):
             deviation = signal.std(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(signal)
         request = self.request(uf, budget, x.shape[0])
         if (runtime := self._compiled_runtime(x, request.uf)) is not None:
-            chosen = self.route(noisy, request.budget) if request.budget is not None else request.uf
-            assert chosen is not None
-            return runtime.enhance(self, x, chosen, deviation).unsqueeze(1)
+            out: Tensor = runtime.enhance(self, x, request, deviation)
+            return out.unsqueeze(1)
         return self.finish(x, self.initial_state(x.shape[0], deviation), *request).unsqueeze(1)
 
     def _compiled_runtime(self, x: Tensor, uf: UF | None) -> Any:

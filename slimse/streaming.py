@@ -14,7 +14,7 @@ from torch import Tensor
 from .deadline import DeadlineController
 from .model import ModelState, SlimModel, check_state
 from .runtimes import choose
-from .runtimes.base import Options
+from .runtimes.base import WEIGHTS, Options
 from .width import UF, AnyUF, Budget, Request
 
 Chunk = TypeVar("Chunk", Tensor, NDArray[np.floating])
@@ -56,9 +56,10 @@ class Streamer:
         max_load: share of real time that processing may take, up to 1; above it, frames run at narrower widths than
             asked for until it falls (see `DeadlineController`). None for no limit.
         clock: gives seconds, to measure that.
-        half: let a compiled runtime read weights in float16 even where that rounds them: faster, with a relative error
-            of about 1e-3, more for some networks (docs/reliability.md). Weights that float16 holds exactly, as those of
-            `load` are, are read so in any case.
+        weights: how a compiled runtime keeps the weights: ``"float32"``, ``"float16"`` or ``"int8"`` (one scale per
+            output). The latter two are faster and may round: float16 by about 1e-3, more for some networks
+            (docs/reliability.md), int8 by about 1e-2. None for float16 where it holds every weight exactly, as for
+            those of `load`, and float32 elsewhere.
         live: ``sample_rate``, ``channels``, ``block``, ``dtype``, ``enabled`` or ``strength``: any of them makes this a
             `slimse.live.LiveStreamer`, which works at any rate and gives back as many samples as it takes.
 
@@ -91,7 +92,7 @@ class Streamer:
         shared: bool = False,
         input_std: float | Tensor | None = None,
         runtime: str | None = None,
-        half: bool = False,
+        weights: str | None = None,
         max_load: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
         **live: Any,
@@ -102,6 +103,8 @@ class Streamer:
             raise ValueError("a bidirectional model cannot stream: it needs the whole signal")
         if streams is not None and streams < 1:
             raise ValueError(f"streams = {streams}: expected 1 or more, or None for a single unbatched stream")
+        if weights is not None and weights not in WEIGHTS:
+            raise ValueError(f"weights = {weights!r}: expected one of {WEIGHTS}, or None")
         self.model, self.streams = model, streams
         self._own = self._checked(uf, budget)
         self._input_std = input_std
@@ -110,7 +113,7 @@ class Streamer:
         chosen = choose(runtime, model, "stream")
         self.runtime = chosen.name
         """What runs the frames, by name: ``"eager"`` for the layers."""
-        self._session = chosen.session(model, Options(self._rows, shared, half))
+        self._session = chosen.session(model, Options(self._rows, shared, weights))
         self.reset()
 
     @property

@@ -22,7 +22,7 @@ def test_bench_reports_every_backend_at_every_width():
     result = json.loads(run("bench", "small", "--rounds", "1", "--json").stdout)
     cases = [(timing["runtime"], timing["uf"]) for timing in result["timings"]]
     assert cases == [(runtime, uf) for runtime in result["random"] for uf in (0.125, 0.25, 0.5, 1.0)]
-    assert set(result["random"]) == {"eager", "numba", "numba half"} - set(result["missing"])
+    assert set(result["random"]) == {"eager", "numba", "numba int8"} - set(result["missing"])
     for timing in result["timings"]:
         assert timing["load"] == pytest.approx(timing["frame_ms"] / 2)  # a frame is 2 ms
         assert timing["streams_per_core"] == int(2 / timing["frame_ms"])

@@ -1,8 +1,11 @@
 """The compiled path gives what the torch path gives."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,16 @@ import torch
 
 from slimse import ModelConfig, SlimDemucsConfig, SlimModel, Streamer, load
 from slimse.networks.state import leaves
-from slimse.runtimes.base import unavailable
+from slimse.router import RouterConfig
+from slimse.runtimes.base import WEIGHTS, unavailable
+from slimse.serving import StreamBatch
 
 pytest.importorskip("numba", reason="the compiled path needs numba")
 
-from slimse.compiled.network import pack
+from numba import cfunc, types
+
+from slimse.compiled import jit
+from slimse.compiled.streams import pack
 from slimse.compiled.vector import WIDENS
 
 CONFIGS = {
@@ -129,16 +137,131 @@ def test_threads_do_not_disturb_each_other():
             assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-def test_where_no_cache_can_be_kept_it_still_compiles(monkeypatch):
-    from slimse.compiled import kernels
+CACHED = """
+import os, sys, warnings
+warnings.simplefilter("always")
+import slimse.compiled.jit as jit
+from numba import types
+def of(digest):
+    def double(number):
+        _ = digest
+        return 2 * number
+    return double
+call, address = jit.compiled(of(os.environ["DIGEST"]), types.int64, types.int64)
+print(call(21), jit.origin())
+jit.compiled(of(os.environ["DIGEST"]), types.int64, types.int64)
+"""
 
-    def without_folder(*, nogil, cache=False):
+
+def run_cached(folder, digest="one"):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "DIGEST": digest}
+    # numba keeps code of files alone.
+    script = folder.parent / "script.py"
+    script.write_text(CACHED)
+    return subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
+
+
+def test_changed_sources_and_damaged_caches_run_no_old_code(tmp_path):
+    folder = tmp_path / "cache"
+    assert run_cached(folder).stdout == "42 compiler\n"
+    assert run_cached(folder).stdout == "42 cache\n"
+    assert run_cached(folder, digest="two").stdout == "42 compiler\n"
+    for kind in ("nbc", "nbi"):
+        for path in folder.rglob(f"*.{kind}"):
+            path.write_bytes(path.read_bytes()[:40])
+        done = run_cached(folder)
+        assert done.stdout == "42 no cache\n"
+        assert done.stderr.count("RuntimeWarning") == 1
+        assert "the cache of compiled code cannot be used" in done.stderr
+
+
+def test_the_digest_holds_every_source(monkeypatch, tmp_path):
+    for path in Path(jit.__file__).parent.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
+    digest = jit.sources.__wrapped__
+    before = digest()
+    assert before == jit.sources()
+    (tmp_path / "router.py").write_text("")
+    assert digest() != before
+
+
+def test_a_full_disk_is_said_once(monkeypatch):
+    def full(signature, *, cache=False, **options):
         if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: ("compiled", function)
+            raise OSError(28, "No space left on device")
+        return cfunc(signature, **options)
 
-    monkeypatch.setattr(kernels, "njit", without_folder)
-    assert kernels._jit(len) == ("compiled", len)
+    monkeypatch.setattr(jit, "cfunc", full)
+    monkeypatch.setattr(jit, "_said", set())
+    with pytest.warns(RuntimeWarning, match="No space left on device") as caught:
+        calls = [jit.compiled(lambda number: number + 1, types.int64, types.int64)[0] for _ in range(2)]
+    assert [call(1) for call in calls] == [2, 2]
+    assert len(caught) == 1
+
+
+@torch.no_grad()
+def test_no_number_too_small_for_a_mantissa_stays_after_silence():
+    model = random_model(CONFIGS["small"])
+    streamer = Streamer(model, runtime="numba")
+    before = torch.randn(2000)
+    streamer.feed(1e-36 * before)
+    streamer.feed(torch.full((2000,), 1e-41))
+    streamer.feed(torch.zeros(4000))
+    parts = leaves(streamer.state.model)
+    assert all(bool(((part == 0) | (part.abs() >= torch.finfo(torch.float32).tiny)).all()) for part in parts)
+    # The thread's own arithmetic is as before.
+    assert float(torch.tensor(1e-39) * 0.5) != 0
+
+
+@pytest.mark.parametrize("config", [CONFIGS["no resampling"], SlimDemucsConfig(hidden=12, depth=1, groups=2)])
+def test_streams_of_a_batch_whose_groups_fill_no_vector(config, relative_error):
+    """What one stream's GRU gathers, or writes behind its units, must not reach the next stream."""
+    model = random_model(config)
+    sound = torch.randn(3, 12 * model.geometry.hop)
+    outputs = []
+    for runtime in ("eager", "numba"):
+        batch = StreamBatch(model, 3, runtime=runtime)
+        slots = [batch.join(uf) for uf in (0.125, 1.0, 0.25)]
+        ticks = [batch.tick(part) for part in sound.split(model.geometry.hop, 1)]
+        rows = [[out[slot, : ready[slot]] for out, ready in ticks] + [batch.leave(slot)] for slot in slots]
+        outputs.append(torch.cat([torch.cat(row) for row in rows]))
+    assert relative_error(outputs[1], outputs[0]) < 1e-5
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_chosen_ufs_equal_torch(shared, relative_error):
+    """A budget and a given UF take turns; many frames at once, few, and those at the end."""
+    # With this seed it chooses each of the widths several times.
+    torch.manual_seed(10)
+    router = RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4)
+    model = random_model(replace(CONFIGS["small"], router=router))
+    # In the middle of the widths, and so sensitive that frames and streams differ.
+    model.router.bias_width.data.fill_(-1.5)
+    model.router.input.weight.data.mul_(10)
+    model.router.output.weight.data.normal_(0, 2)
+    hop, chosen = model.geometry.hop, set()
+    noisy = torch.randn(2, model.geometry.first + 30 * hop + 5) * torch.tensor([[1.0], [0.1]])
+    noisy *= torch.rand(len(noisy[0]) // 10 + 1).repeat_interleave(10)[: len(noisy[0])]
+    streamers = [Streamer(model, budget=0.5, streams=2, shared=shared, runtime=r) for r in ("eager", "numba")]
+    for size, options in ((500, {}), (20, {}), (100, {"uf": 1.0}), (70, {"budget": 0.25}), (4 * hop, {})):
+        part, noisy = noisy[:, :size], noisy[:, size:]
+        expected, actual = (streamer.feed(part, **options) for streamer in streamers)
+        assert torch.equal(streamers[0].ufs, streamers[1].ufs)
+        assert relative_error(actual, expected) < 1e-5
+        chosen |= set(streamers[0].ufs.flatten().tolist()) if "uf" not in options else set()
+    assert streamers[0].ufs.shape[1] >= 3
+    assert chosen == set(model.ufs)
+    expected, actual = (streamer.flush() for streamer in streamers)
+    assert torch.equal(streamers[0].ufs, streamers[1].ufs)
+    assert relative_error(actual, expected) < 1e-5
+    model.runtime = "numba"
+    with torch.no_grad():
+        whole = torch.randn(2, 1, 700) * torch.rand(70).repeat_interleave(10)
+        ufs = model.route(whole, 0.25)
+        actual, model.runtime = model(whole, budget=0.25), "eager"
+        assert torch.equal(ufs, model.route(whole, 0.25))
+        assert relative_error(actual, model(whole, budget=0.25)) < 1e-5
 
 
 def test_several_streams_and_given_levels(relative_error):
@@ -184,12 +307,12 @@ def test_nothing_is_written_to_a_saved_state():
     assert torch.equal(torch.cat([part.flatten() for part in leaves(saved.model)]), before)
 
 
-def test_float16_weights_are_close():
+def test_float16_and_int8_weights_are_close(relative_error):
     model = random_model(CONFIGS["paper"])
     noisy = torch.randn(20 * model.geometry.hop)
-    exact, rounded = (Streamer(model, runtime="numba", half=half).feed(noisy) for half in (False, True))
-    error = float((exact - rounded).norm() / exact.norm())
-    assert 1e-6 < error < 2e-3
+    exact, half, byte = (Streamer(model, runtime="numba", weights=kind).feed(noisy) for kind in WEIGHTS)
+    assert 1e-6 < relative_error(half, exact) < 2e-3
+    assert relative_error(half, exact) < relative_error(byte, exact) < 5e-2
 
 
 @torch.no_grad()
@@ -236,8 +359,10 @@ def test_a_runtime_that_cannot_run_is_refused():
         Streamer(double, runtime="numba")
     with pytest.raises(ValueError, match=r"runtime = 'tensorflow': expected one of"):
         Streamer(double, runtime="tensorflow")
-    with pytest.raises(ValueError, match="half = True"):
-        Streamer(double, half=True)
+    with pytest.raises(ValueError, match="weights = 'int8': expected None"):
+        Streamer(double, weights="int8")
+    with pytest.raises(ValueError, match="weights = 'int4': expected one of"):
+        Streamer(SlimModel("small"), weights="int4")
     whole = SlimModel(SlimDemucsConfig(hidden=4, depth=1, rnn="lstm", causal=False))
     assert "bidirectional" in unavailable("numba", whole, "stream")
 

@@ -79,7 +79,7 @@ def trial(model: SlimModel, noisy: torch.Tensor, uf: float, rng: np.random.Gener
         "offline": lambda: model(noisy[None, None], uf)[0, 0],
         "stream": lambda: _streamed(Streamer(model, uf, runtime="eager"), noisy, uf, sizes),
         "compiled stream": lambda: _streamed(Streamer(model, uf, runtime="numba"), noisy, uf, sizes),
-        "half": lambda: _streamed(Streamer(model, uf, runtime="numba", half=True), noisy, uf, sizes),
+        "half": lambda: _streamed(Streamer(model, uf, runtime="numba", weights="float16"), noisy, uf, sizes),
     }
     if len(whole):
         runs["batch"] = lambda: _batched(model, whole, uf, "eager")

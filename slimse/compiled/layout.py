@@ -11,7 +11,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from ..networks.demucs import SlimDemucs
-from ..nn import GroupedGRU, SlimLSTMStack
+from ..nn import SlimLSTMStack
 from ..nn.resample import LOOKAHEAD, TAPS, filter_taps
 from .vector import LANES, WIDENS
 
@@ -21,23 +21,49 @@ if TYPE_CHECKING:
 BLOCK = 64
 """Positions that one pass over the weights of a block serves."""
 
-# Fields of ``shape``; ``*_AT`` are offsets in ``mem``, or in ``scratch`` from SUM_AT on.
-STAGES, DEPTH, KERNEL, STRIDE, HOP, FIRST, FRAMES, UFS, GROUPS, UNITS, LAYERS = range(11)
-LEVEL_AT, UP_AT, UP_STEP, DOWN_AT, DOWN_STEP, RNN_AT, PENDING_AT = range(11, 18)
-SUM_AT, HIDDEN_AT, GATES_AT, WIDE_AT, X_AT, FIR_AT, FIR_STEP, GAIN_AT, SHAPE = range(18, 27)
-# Fields of ``levels[i]``: level 0 is the up-sampled signal. STEP is the distance of two positions in ``mem``.
-RATE, LAG, STEP, AT, TAIL_AT, LEVEL = range(6)
-# Fields of ``mats[m]``. Level ``i`` has the matrices ``OF_LEVEL * (i - 1) + ENC_CONV`` and so on, the bottleneck what
-# follows. NARROW has the values and gates of the first NARROW_UNITS units of DEC_GLU in one vector.
-W_AT, BIAS_AT, W_STEP, W_NEXT, W_GROUP, VECTORS, MAT = range(7)
-ENC_CONV, ENC_GLU, DEC_GLU, DEC_CONV, NARROW, OF_LEVEL = range(6)
 NARROW_UNITS = LANES // 2
-# What LEVEL_AT begins with; the numbers of the level follow.
+ENC_CONV, ENC_GLU, DEC_GLU, DEC_CONV, NARROW, OF_LEVEL = range(6)
+"""Level ``i`` has the matrices ``OF_LEVEL * (i - 1) + ENC_CONV`` and so on, the bottleneck what follows. NARROW has the
+values and gates of the first NARROW_UNITS units of DEC_GLU in one vector."""
 NO_LEVEL, GIVEN_LEVEL, SEEN_LEVEL, RUNNING_LEVEL = range(4)
-# Fields of ``const`` and where its filter taps, its zeros and then the biases begin.
-FLOOR, RATES_AT, TAPS_AT, ZEROS_AT, CONST = 0, 1, 16, 16 + TAPS, 16 + TAPS + 64
-# Fields of ``ints``: samples that wait per stage, samples seen, samples pending, gains that wait, then scratch.
-UP_COUNT, DOWN_COUNT, SAMPLES, PENDING, GAINS, PICKED, TARGET, SLOTS = 0, 2, 4, 5, 6, 8, 8 + BLOCK, 8 + 2 * BLOCK
+"""What the numbers of a stream at ``level_at`` begin with; those of the level follow."""
+DIVISOR, FACTOR = 8, 9
+"""Where among them stands what input is divided by and output multiplied with."""
+TAPS_AT, ZEROS_AT, CONST = 0, TAPS, TAPS + 64
+"""Where filter taps, zeros and then the biases begin in ``const``."""
+UP_COUNT, DOWN_COUNT, SAMPLES, PENDING, GAINS, COUNTERS = 0, 2, 4, 5, 6, 8
+"""Counters of a stream: samples that wait in up to two stages, samples seen, samples pending, gains that wait."""
+PICKED, TARGET, SLOTS = 0, BLOCK, 2 * BLOCK
+"""Indices between two products: where the rows of a block are read, where they go, and the slot of each position."""
+
+
+def _record(*names: str) -> np.dtype[Any]:
+    return np.dtype([(name, np.int64) for name in names])
+
+
+PLAN = np.dtype(
+    [
+        *_record(
+            *("stages", "depth", "kernel", "stride", "hop", "first", "frames", "ufs", "groups", "units", "layers"),
+            # In ``mem``, the memory of a stream, of so many numbers.
+            *("size", "level_at", "up_at", "up_step", "down_at", "down_step", "rnn_at", "pending_at", "gain_at"),
+            # In ``scratch``, which all streams share.
+            *("sum_at", "hidden_at", "gates_at", "wide_at", "x_at", "rnn_x_at", "fir_at", "fir_step"),
+            # Of the router: sizes, the state of a stream in ``mem``, weights in ``route``, logits in ``scratch``.
+            *("taps", "filters", "router_stride", "router_units", "knots", "heard_at", "context", "hidden_units_at"),
+            *("conv_at", "into_at", "diagonal_at", "bias_hh_at", "out_at", "bias_ih_at", "bias_width_at"),
+            *("budgets_at", "asked_at", "octaves_at", "route_at", "logits_at"),
+        ).descr,
+        *[(name, np.float32) for name in ("floor", "rate_0", "rate_1", "rate_2")],
+    ]
+)
+"""Sizes of a network, and where everything lies (``*_at``)."""
+LEVEL = _record("rate", "lag", "step", "at", "tail_at")
+"""Of a level, level 0 being the up-sampled signal: positions per frame, positions that wait, numbers from one position
+to the next, and where they and the sums that await an overlap lie in ``mem``."""
+MATRIX = _record("w_at", "bias_at", "scale_at", "step", "following", "group", "vectors")
+"""Of a weight: its address, bias and scale in ``const``, numbers from one row to the next, from one vector of columns
+to the next in a panel of four, and from panel to panel; vectors of columns."""
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -46,6 +72,13 @@ Ints = NDArray[np.int64]
 def padded(channels: int) -> int:
     """``channels`` rounded up to whole vectors."""
     return -(-channels // LANES) * LANES
+
+
+def aligned(size: int, dtype: Any) -> NDArray[Any]:
+    """Zeros that begin with a cache line: a vector that crosses two takes twice as long to read."""
+    memory = np.zeros(size * np.dtype(dtype).itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : len(memory) - 64 + start].view(dtype)
 
 
 def demucs(model: SlimModel) -> SlimDemucs:
@@ -61,34 +94,32 @@ class Weights:
     (outputs of a first product, inputs of a second one) read whole cache lines in the order in which they lie.
 
     Args:
-        model: a causal `SlimDemucs` in float32 on the CPU. Its weights are copied.
-        half: keep the weights in float16 even if that rounds them. If it does not, as after loading from a file in half
-            precision, they are kept so anyway, where the CPU widens them in passing.
+        model: with a causal `SlimDemucs` in float32 on the CPU. Its weights are copied.
+        kind: of the packed weights, even if it rounds them: ``"float32"``, ``"uint16"`` (float16) or ``"int8"`` (with
+            a scale per output). None for float16 if that holds them all, as after loading from a file in half
+            precision, and the CPU widens it in passing; else float32.
     """
 
-    def __init__(self, model: SlimModel, *, half: bool) -> None:
+    def __init__(self, model: SlimModel, kind: str | None = None) -> None:
         config = demucs(model).config
-        self._half = half or (WIDENS and _fits_half(model))
+        self.kind: str = kind or ("uint16" if WIDENS and _fits_half(model) else "float32")
         self._weights: list[NDArray[Any]] = []
         self._biases: list[Floats] = []
-        self._mats: list[list[int]] = []
-        self._w_at, self._bias_at = 0, CONST
+        self._mats: list[tuple[int, ...]] = []
+        self._w_at, self._const_at = 0, CONST
         self.channels = [config.channels(level) for level in range(config.depth + 1)]
         self.counts = np.array([[config.ufs.channels(uf, c) for uf in config.ufs] for c in self.channels], np.int64)
         for level in range(1, config.depth + 1):
             self._pack_level(model, level)
         self.units = padded(self.channels[-1] // config.groups if config.rnn == "gru" else self.channels[-1])
         self._pack_bottleneck(model)
-        self.weights = np.concatenate(self._weights)
-        taps = filter_taps().float().numpy()
-        head = np.zeros(CONST, np.float32)
-        head[FLOOR], head[RATES_AT : RATES_AT + 3], head[TAPS_AT : TAPS_AT + TAPS] = (
-            model.config.floor,
-            model.level.rates,
-            taps,
-        )
-        self.const = np.concatenate([head, *self._biases])
-        self.mats = np.array(self._mats, np.int64)
+        self.weights = aligned(self._w_at, self.kind)
+        np.concatenate(self._weights, out=self.weights)
+        self.mats = np.array(self._mats, MATRIX)
+        self.mats["w_at"] = self.weights.ctypes.data + self.mats["w_at"] * self.weights.itemsize
+        self.const = aligned(self._const_at, np.float32)
+        self.const[TAPS_AT : TAPS_AT + TAPS] = filter_taps().float().numpy()
+        np.concatenate(self._biases, out=self.const[CONST:])
         del self._weights, self._biases, self._mats
 
     def _add(self, matrix: torch.Tensor, bias: torch.Tensor, used: Sequence[int]) -> None:
@@ -97,21 +128,33 @@ class Weights:
         vectors = outputs // LANES
         wide = 4 if all(count % 4 == 0 for count in (vectors, *used)) else 1
         panels = rearrange(matrix.detach(), "i (p l) -> p i l", l=wide * LANES).contiguous()
-        flat = panels.half().numpy().view(np.uint16) if self._half else panels.numpy()
+        scale_at = 0
+        if self.kind == "int8" and inputs:
+            scale = panels.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+            panels = (panels / scale).round().char()
+            scale_at = self._keep(scale.reshape(-1))
+        elif self.kind == "uint16":
+            panels = panels.half().view(torch.uint16)
+        flat = panels.numpy().reshape(-1).astype(self.kind, copy=False)
         step = wide * LANES
         following = LANES if wide == 4 else inputs * LANES
-        group = inputs * LANES * 4
-        self._mats.append([self._w_at, self._bias_at, step, following, group, vectors])
-        self._weights.append(flat.reshape(-1))
+        bias_at = self._keep(bias)
+        self._mats.append((self._w_at, bias_at, scale_at, step, following, inputs * LANES * 4, vectors))
+        self._weights.append(flat)
         self._w_at += flat.size
-        self._biases.append(bias.detach().numpy().astype(np.float32))
-        self._bias_at += len(bias)
+
+    def _keep(self, numbers: torch.Tensor) -> int:
+        """Append to ``const``; returns where."""
+        at, self._const_at = self._const_at, self._const_at + len(numbers)
+        self._biases.append(numbers.detach().numpy().astype(np.float32))
+        return at
 
     def _pack_level(self, model: SlimModel, level: int) -> None:
         inputs, channels = self.channels[level - 1], self.channels[level]
         wide, outer = padded(channels), inputs if level == 1 else padded(inputs)
         vectors = [padded(int(count)) // LANES for count in self.counts[level]]
-        encoder, decoder = demucs(model).encoder[level - 1], demucs(model).decoder[level - 1]
+        network = demucs(model)
+        encoder, decoder = network.encoder[level - 1], network.decoder[level - 1]
 
         conv = _pad(rearrange(encoder.conv_weight, "o (k i) -> k i o", i=inputs), outer, wide)
         self._add(rearrange(conv, "k i o -> (k i) o"), _pad(encoder.conv_bias, wide), vectors)
@@ -123,19 +166,17 @@ class Weights:
         self._add(_interleave(glu), _interleave(bias)[0], [2 * count for count in vectors])
         used = len(glu) if min(self.counts[level]) <= NARROW_UNITS else 0
         narrow, narrow_bias = (x[:, :, :NARROW_UNITS].reshape(-1, LANES) for x in (glu[:used], bias))
-        taps = _pad(
-            rearrange(decoder.conv_weight, "o (k i) -> o k i", i=inputs), demucs(model).config.kernel_size, outer
-        )
+        taps = _pad(rearrange(decoder.conv_weight, "o (k i) -> o k i", i=inputs), network.config.kernel_size, outer)
         flat = rearrange(taps, "o k i -> o (k i)")
         # Positions overlap, so the bias goes with the first stride of each alone.
-        bias = _pad(decoder.conv_bias, outer).repeat(demucs(model).config.stride)
+        bias = _pad(decoder.conv_bias, outer).repeat(network.config.stride)
         columns = padded(flat.shape[1])
         self._add(_pad(flat, columns), _pad(bias, columns), [])
         self._add(narrow, narrow_bias[0], [])
 
     def _pack_bottleneck(self, model: SlimModel) -> None:
         bottleneck, units = demucs(model).bottleneck, self.units
-        if isinstance(bottleneck, GroupedGRU):
+        if not isinstance(bottleneck, SlimLSTMStack):
             for group in range(bottleneck.groups):
                 for kind in ("ih", "hh"):
                     weight = bottleneck.get_parameter(f"weight_{kind}")[group]
@@ -143,7 +184,6 @@ class Weights:
                     bias = _pad(bottleneck.get_parameter(f"bias_{kind}")[group].t(), units)
                     self._add(rearrange(matrix, "i g o -> i (g o)"), bias.reshape(-1), [])
             return
-        assert isinstance(bottleneck, SlimLSTMStack)
         for layer in range(bottleneck.lstm.num_layers):
             weights = [bottleneck.lstm.get_parameter(f"weight_{kind}_l{layer}") for kind in ("ih", "hh")]
             biases = [bottleneck.lstm.get_parameter(f"bias_{kind}_l{layer}") for kind in ("ih", "hh")]
@@ -155,7 +195,8 @@ class Weights:
 
 def _fits_half(model: SlimModel) -> bool:
     """Whether float16 holds every weight of the layers exactly; biases are never kept in it."""
-    layers = *demucs(model).encoder, *demucs(model).decoder, demucs(model).bottleneck
+    network = demucs(model)
+    layers = *network.encoder, *network.decoder, network.bottleneck
     parameters = (named for layer in layers for named in layer.named_parameters())
     return all("bias" in name or torch.equal(weight.half().float(), weight) for name, weight in parameters)
 
@@ -167,59 +208,97 @@ class Places:
         model: the model.
         weights: its weights.
         frames: most frames of one pass over the levels; more if the end of a signal may need more.
-        streams: streams that share ``scratch`` in a common tick.
+        streams: streams that run together.
+        ending: streams that end together.
     """
 
-    def __init__(self, model: SlimModel, weights: Weights, frames: int, streams: int = 1) -> None:
-        config, frame_map = demucs(model).config, demucs(model).frame_map
-        kernel, stride, depth, stages = config.kernel_size, config.stride, config.depth, len(demucs(model).up)
+    def __init__(self, model: SlimModel, weights: Weights, frames: int, streams: int, ending: int) -> None:
+        network, geometry = demucs(model), model.geometry
+        config, frame_map = network.config, network.frame_map
+        kernel, stride, depth, stages = config.kernel_size, config.stride, config.depth, len(network.up)
+        hop, first = geometry.hop, geometry.first
         # The last frames of a signal run at once: those that waited for the look-ahead of the resampling.
-        frames = max(frames, 2 + (model.geometry.first - model.geometry.span(1)) // model.geometry.hop)
-        shape, levels = np.zeros(SHAPE, np.int64), np.zeros((depth + 1, LEVEL), np.int64)
+        together, frames = frames, max(frames, 2 + (first - geometry.receptive) // hop)
         groups = config.groups if config.rnn == "gru" else 0
-        shape[[STAGES, DEPTH, KERNEL, STRIDE, HOP]] = stages, depth, kernel, stride, model.geometry.hop
-        shape[[FIRST, FRAMES, UFS]] = model.geometry.first, frames, len(config.ufs)
-        shape[[GROUPS, UNITS, LAYERS]] = groups, weights.units, config.rnn_layers
-        mem, scratch, most = _Arena(), _Arena(), []
-        shape[LEVEL_AT] = mem.reserve(LANES)
-        shape[RNN_AT] = mem.reserve((groups or 2 * config.rnn_layers) * weights.units)
-        shape[PENDING_AT] = mem.reserve(max(model.geometry.first, model.geometry.hop))
-        full = 1 + model.geometry.first // model.geometry.hop
-        shape[GAIN_AT] = mem.reserve(
-            model.geometry.first
-            + full * model.geometry.hop
-            - model.geometry.emitted(full)
-            + frames * model.geometry.hop
-        )
+        self.plans, self.levels = np.zeros(1, PLAN), np.zeros(depth + 1, LEVEL)
+        self._plan: Any = self.plans[0]
+        self._set(stages=stages, depth=depth, kernel=kernel, stride=stride, hop=hop, first=first)
+        self._set(frames=frames if streams == 1 else together, ufs=len(config.ufs), groups=groups)
+        self._set(units=weights.units, layers=config.rnn_layers, floor=model.config.floor)
+        self._set(**{f"rate_{index}": rate for index, rate in enumerate(model.level.rates)})
+
+        mem, most = _Arena(), []
+        full = 1 + first // hop
+        gains = first + full * hop - geometry.emitted(full) + frames * hop
+        self._set(level_at=mem.reserve(LANES), pending_at=mem.reserve(max(first, hop)))
+        self._set(rnn_at=mem.reserve((groups or 2 * config.rnn_layers) * weights.units), gain_at=mem.reserve(gains))
         for level in range(depth + 1):
             rate = frame_map.positions_per_frame(level)
             lag = frame_map.first_span(level) - rate if level else kernel - stride
             step = padded(weights.channels[level]) if level else 1
             most.append(lag + frames * rate + (frame_map.first_span(0) if not level else 0))
             tail = mem.reserve((kernel - stride) * step + LANES)
-            levels[level] = rate, lag, step, mem.reserve(most[level] * step), tail
+            self.levels[level] = rate, lag, step, mem.reserve(most[level] * step), tail
         longest = TAPS + LOOKAHEAD + BLOCK + most[0]
-        shape[UP_STEP] = shape[DOWN_STEP] = padded(longest + TAPS + 2 * LANES)
-        shape[UP_AT] = mem.reserve(stages * int(shape[UP_STEP]))
-        shape[DOWN_AT] = mem.reserve((stages + 1) * int(shape[DOWN_STEP]))
+        step = padded(longest + TAPS + 2 * LANES)
+        self._set(up_step=step, up_at=mem.reserve(stages * step))
+        self._set(down_step=step, down_at=mem.reserve((stages + 1) * step))
 
-        rows = [max(count, streams * frame_map.positions_per_frame(level)) for level, count in enumerate(most)]
-        steps = [int(step) for step in levels[:, STEP]]
-        columns = [0, *(int(weights.mats[OF_LEVEL * i + DEC_CONV, VECTORS]) * LANES for i in range(depth))]
-        shape[SUM_AT] = scratch.reserve(BLOCK * max(kernel * max(steps[:-1]), max(steps)))
-        shape[HIDDEN_AT] = scratch.reserve(BLOCK * max(steps))
-        shape[GATES_AT] = scratch.reserve(
-            max(BLOCK * 2 * max(steps), (frames + streams) * 8 * weights.units * max(groups, 1))
-        )
-        # Also inputs and states of a group of the GRU, for all streams of a batch.
-        gathered = streams * (steps[depth] + weights.units)
-        shape[WIDE_AT] = scratch.reserve(max(gathered, *(a * b for a, b in zip(rows[1:], columns[1:], strict=True))))
-        shape[X_AT] = scratch.reserve(max(a * b for a, b in zip(rows[1:], steps[1:], strict=True)) + LANES)
-        shape[FIR_STEP] = padded(longest + BLOCK)
-        shape[FIR_AT] = scratch.reserve(2 * int(shape[FIR_STEP]))
-        self.mem_size, self.scratch_size, self.int_size = mem.size, scratch.size, SLOTS + max(most[1:])
-        self.shared_int_size = SLOTS + max(rows[1:])
-        self.shape, self.levels = shape, levels
+        rates = [int(rate) for rate in self.levels["rate"]]
+        rows = [max(ending * count, streams * together * rate) for count, rate in zip(most, rates, strict=True)]
+        steps = [int(step) for step in self.levels["step"]]
+        columns = [0, *(int(weights.mats[OF_LEVEL * i + DEC_CONV]["vectors"]) * LANES for i in range(depth))]
+        scratch, steady = _Arena(), max(ending * frames, streams * together)
+        self._set(sum_at=scratch.reserve(BLOCK * max(kernel * max(steps[:-1]), max(steps))))
+        self._set(hidden_at=scratch.reserve(BLOCK * max(steps)))
+        gates = (steady + streams) * 4 * weights.units * max(groups, 1)
+        self._set(gates_at=scratch.reserve(max(BLOCK * 2 * max(steps), gates)))
+        self._set(wide_at=scratch.reserve(max(a * b for a, b in zip(rows[1:], columns[1:], strict=True))))
+        self._set(x_at=scratch.reserve(max(a * b for a, b in zip(rows[1:], steps[1:], strict=True)) + LANES))
+        self._set(rnn_x_at=scratch.reserve(steady * steps[-1] + streams * weights.units))
+        self._set(fir_step=padded(longest + BLOCK), fir_at=scratch.reserve(2 * padded(longest + BLOCK)))
+        self._place_router(model, mem, scratch, frames, steady)
+        self._set(size=mem.size)
+        self.scratch_size, self.index_size = scratch.size, SLOTS + max(rows[1:])
+
+    def _set(self, **values: float) -> None:
+        for name, value in values.items():
+            self._plan[name] = value
+
+    def _place_router(self, model: SlimModel, mem: _Arena, scratch: _Arena, frames: int, steady: int) -> None:
+        """Pack its weights into ``route``, every table at a whole vector."""
+        if model.router is None:
+            self.route = np.zeros(LANES, np.float32)
+            return
+        router, units = model.router, padded(model.router.config.units)
+        config, filters = router.config, padded(router.config.filters)
+        context = config.kernel_size - config.stride
+        hop = model.geometry.hop
+        windows = hop // config.stride * frames
+        self._set(taps=config.kernel_size, filters=filters, router_stride=config.stride, router_units=units)
+        self._set(context=context, knots=config.knots, hidden_units_at=mem.reserve(units))
+        self._set(heard_at=mem.reserve(context + model.geometry.first + (frames + 1) * hop))
+        self._set(route_at=scratch.reserve(windows * filters + filters + 9 * units))
+        self._set(logits_at=scratch.reserve(steady * len(model.ufs)))
+        into = _pad(rearrange(router.input.weight, "(g u) i -> i g u", g=3), filters, 3, units)
+        bias_ih = _pad(rearrange(router.bias_ih, "k (g u) -> k g u", g=3), 3, units)
+        tables = {
+            "conv_at": torch.cat([_pad(router.conv.bias, filters)[None], _pad(router.conv.weight.t(), filters)]),
+            "into_at": into,
+            "diagonal_at": _pad(router.diagonal, units),
+            "bias_hh_at": _pad(router.bias_hh, units),
+            "out_at": _pad(router.output.weight[0], units),
+            "bias_ih_at": bias_ih,
+            "bias_width_at": router.bias_width,
+            "budgets_at": router.budgets,
+            "asked_at": router.asked,
+            "octaves_at": router.octaves,
+        }
+        arena = _Arena()
+        self._set(**{name: arena.reserve(table.numel()) for name, table in tables.items()})
+        self.route = np.zeros(arena.size, np.float32)
+        for name, table in tables.items():
+            self.route[int(self._plan[name]) :][: table.numel()] = table.detach().reshape(-1).numpy()
 
 
 class _Arena:

@@ -1,337 +1,231 @@
-"""Streams of a model on its compiled kernels, with the state of the torch path at the border."""
+"""What `slimse.streaming.Streamer` and whole signals need of the compiled network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model import ModelState, SlimModel
 from ..networks import state as states
-from ..nn import LevelState
 from ..width import UF
-from . import layout as f
-from .layout import Floats, Ints, Places, Weights, demucs
-from .router import CompiledRouter, Heard
-from .stream import feed, normalise
+from .layout import Floats, Ints, Weights
+from .stream import REFUSED
+from .streams import Streams, pack
 
 FRAMES = 32
 """Most frames of one pass over the levels: in a long chunk, each pass reads every weight from memory once."""
 
-_packed: WeakKeyDictionary[SlimModel, dict[bool, tuple[Any, Weights]]] = WeakKeyDictionary()
-_idle: WeakKeyDictionary[Weights, list[Buffers]] = WeakKeyDictionary()
-
-
-def pack(model: SlimModel, *, half: bool = False) -> Weights:
-    """The packed weights of a model; packed again only if they have changed."""
-    # Nobody counts the changes of tensors made in inference mode: those are packed every time.
-    stamp = [(p.data_ptr(), object() if p.is_inference() else p._version) for p in model.parameters()]
-    known = _packed.setdefault(model, {})
-    if half not in known or known[half][0] != stamp:
-        known[half] = stamp, Weights(model, half=half)
-    return known[half][1]
-
-
-class Buffers(NamedTuple):
-    """Memory of a stream, and where its parts lie."""
-
-    places: Places
-    mem: Floats
-    scratch: Floats
-    ints: Ints
-
-    @classmethod
-    def new(cls, places: Places, scratch: Floats | None = None) -> Buffers:
-        """Fresh memory; streams that run one after the other may share ``scratch``."""
-        scratch = np.zeros(places.scratch_size, np.float32) if scratch is None else scratch
-        return cls(places, np.zeros(places.mem_size, np.float32), scratch, np.zeros(places.int_size, np.int64))
-
-
-class CompiledStream:
-    """One stream of a causal model on the CPU.
-
-    Args:
-        model: the model.
-        weights: its packed weights.
-        buffers: the stream's memory.
-    """
-
-    def __init__(self, model: SlimModel, weights: Weights, buffers: Buffers) -> None:
-        places, self._mem, scratch, self._ints = buffers
-        self.model, self._places = model, places
-        tables = weights.weights, weights.const, self._mem, scratch, self._ints
-        self._arrays = (*tables, places.shape, places.levels, weights.mats, weights.counts)
-        self._first, self._hop = model.geometry.first, model.geometry.hop
-        # Both grow by a hop per frame once the resampling filters are full.
-        full = 1 + self._first // self._hop
-        self._behind = full * self._hop - model.geometry.emitted(full)
-        self.load(model.initial_state(), np.zeros(0, np.float32))
-
-    def _count(self, received: int) -> None:
-        """Note that so many samples have come in, and that all that is ready then goes out."""
-        self.received, self.frames = received, self.frames_at(received)
-        self._emitted = max(self.frames * self._hop - self._behind, 0)
-
-    def frames_at(self, received: int) -> int:
-        """Frames that have run once so many samples have come in."""
-        return 1 + (received - self._first) // self._hop if received >= self._first else 0
-
-    @property
-    def samples(self) -> int:
-        """Samples that frames have taken."""
-        return self._first + (self.frames - 1) * self._hop if self.frames else 0
-
-    @property
-    def pending(self) -> Floats:
-        """A view of the samples that do not fill a frame yet."""
-        start = int(self._places.shape[f.PENDING_AT])
-        return self._mem[start : start + int(self._ints[f.PENDING])]
-
-    def feed(self, x: Floats, choice: Ints) -> Floats:
-        """Take ``[n]`` samples, give back those that are ready.
-
-        Args:
-            x: contiguous.
-            choice: index of the UF of every frame that they complete; the last one holds for all frames behind it.
-        """
-        before = self._emitted
-        self._count(self.received + len(x))
-        out = np.empty(self._emitted - before, np.float32)
-        feed(x, choice, out, -1, 0, *self._arrays)
-        return out
-
-    def ran(self, samples: int) -> None:
-        """Count samples that a common tick of several streams has run, with as many of output."""
-        self._count(self.received + samples)
-
-    def finish(self, x: Floats, choice: Ints) -> Floats:
-        """End the signal behind ``x``: as `feed`, for all that is still missing. Only `load` may follow."""
-        total = self.received + len(x)
-        out = np.empty(total - self._emitted, np.float32)
-        if total:
-            frames = self.model.geometry.frames(total)
-            left = frames - self.model.geometry.frames_done(total)
-            feed(x, choice, out, left, self.model.geometry.span(frames) - total, *self._arrays)
-        return out
-
-    def load(self, state: ModelState, pending: Floats) -> None:
-        """Go on from a state of one stream, with ``pending`` samples that do not fill a frame yet."""
-        # Padding must be zero, even if the last signal held NaN. What lies behind is written before it is read.
-        levels, overlap = self._places.levels, demucs(self.model).config.kernel_size - demucs(self.model).config.stride
-        self._mem[: levels[0, f.TAIL_AT]] = 0
-        for _, lag, step, at, tail_at in levels:
-            self._mem[tail_at : tail_at + overlap * step] = 0
-            self._mem[at : at + lag * step] = 0
-        stages, ints, shape = len(state.network.up), self._ints, self._places.shape
-        mode = self._mode(state)
-        self._mem[int(shape[f.LEVEL_AT])] = mode
-        ints[f.GAINS] = state.level[2].shape[1] if mode == f.RUNNING_LEVEL else 0
-        for part, tensor in self._parts(state):
-            part[...] = tensor.numpy()
-        ints[f.UP_COUNT : f.UP_COUNT + stages] = [buffer.shape[1] for buffer in state.network.up]
-        ints[f.DOWN_COUNT : f.DOWN_COUNT + stages] = [buffer.shape[1] for buffer in state.network.down]
-        ints[f.SAMPLES], ints[f.PENDING] = state.samples, len(pending)
-        self._mem[shape[f.PENDING_AT] :][: len(pending)] = pending
-        self._count(state.samples + len(pending))
-
-    def save(self) -> tuple[ModelState, Floats]:
-        """The state and the samples that do not fill a frame yet, as copies."""
-        state = self._blank(self.samples)
-        for part, tensor in self._parts(state):
-            tensor.copy_(torch.from_numpy(part))
-        return state, self.pending.copy()
-
-    def _mode(self, state: ModelState) -> int:
-        """What kind of level a state has."""
-        if self.model.config.level == "running":
-            return f.RUNNING_LEVEL
-        return (f.NO_LEVEL, f.GIVEN_LEVEL, f.SEEN_LEVEL)[len(state.level)]
-
-    def normalised(self, x: Floats) -> Floats:
-        """``[n]`` samples behind those that frames have taken, as the network will have them. The stream stays."""
-        shape, mem = self._places.shape, self._mem
-        at = int(shape[f.LEVEL_AT])
-        if mem[at] != f.RUNNING_LEVEL:
-            return x
-        out, const = np.empty_like(x), self._arrays[1]
-        normalise(x, mem[at + 1 : at + 7].copy(), const[f.RATES_AT : f.RATES_AT + 3], out, np.empty_like(x))
-        return out
-
-    def _blank(self, samples: int) -> ModelState:
-        """A state of the sizes that this one has now."""
-        model, config = self.model, demucs(self.model).config
-        mode = int(self._mem[int(self._places.shape[f.LEVEL_AT])])
-        fresh = model.initial_state(input_std=1.0 if mode == f.GIVEN_LEVEL else None)
-        counts = self._ints
-        stages = range(len(fresh.network.up))
-        up = tuple(torch.zeros(1, int(counts[f.UP_COUNT + stage])) for stage in stages)
-        down = tuple(torch.zeros(1, int(counts[f.DOWN_COUNT + stage])) for stage in stages)
-        level = tuple(value.clone() for value in fresh.level)
-        if mode == f.RUNNING_LEVEL:
-            level = LevelState(level[0], level[1], torch.zeros(1, int(counts[f.GAINS])))
-        if not samples:
-            return fresh._replace(network=fresh.network._replace(up=up, down=down), level=level)
-        overlap, levels = config.kernel_size - config.stride, range(config.depth + 1)
-        edges = tuple(torch.zeros(1, overlap, config.channels(i)) for i in levels)[:-1]
-        lags = self._places.levels[:, f.LAG]
-        skips = tuple(torch.zeros(1, int(lags[i]), config.channels(i)) for i in levels)[1:]
-        decoder = tuple(edge.clone() for edge in edges)
-        network = fresh.network._replace(up=up, down=down, encoder=edges, skip=skips, decoder=decoder)
-        return fresh._replace(network=network, level=level, samples=samples)
-
-    def _parts(self, state: ModelState) -> Iterator[tuple[Floats, Tensor]]:
-        """Every tensor of ``state`` and the view of `_mem` that holds the same."""
-        shape, levels = self._places.shape, self._places.levels
-
-        def rows(at: int, count: int, step: int, columns: int) -> Floats:
-            return self._mem[at : at + count * step].reshape(count, step)[:, :columns]
-
-        for stage, (up, down) in enumerate(zip(state.network.up, state.network.down, strict=True)):
-            yield rows(shape[f.UP_AT] + stage * shape[f.UP_STEP], 1, up.shape[1], up.shape[1]), up
-            yield rows(shape[f.DOWN_AT] + stage * shape[f.DOWN_STEP], 1, down.shape[1], down.shape[1]), down
-        level_at = int(shape[f.LEVEL_AT])
-        if self.model.config.level == "running":
-            sums, seen, gain = state.level
-            yield rows(level_at + 1, 1, 3, 3), sums
-            yield rows(level_at + 4, 1, 3, 3), seen
-            yield rows(int(shape[f.GAIN_AT]), 1, gain.shape[1], gain.shape[1]), gain
-        else:
-            for index, value in enumerate(state.level):
-                yield rows(level_at + 1 + index, 1, 1, 1), value
-        hidden = [*state.network.rnn[0][0]] if shape[f.GROUPS] else [tensor[0] for tensor in state.network.rnn]
-        for index, tensor in enumerate(hidden):
-            yield rows(shape[f.RNN_AT] + index * shape[f.UNITS], 1, shape[f.UNITS], len(tensor))[0], tensor
-        if not state.samples:
-            return
-        for level in range(len(state.network.encoder) + 1):
-            step, at = int(levels[level, f.STEP]), int(levels[level, f.AT])
-            if level:
-                skip = state.network.skip[level - 1][0]
-                yield rows(at, len(skip), step, skip.shape[1]), skip
-            if level < len(state.network.encoder):
-                tail, edge = state.network.decoder[level][0], state.network.encoder[level][0]
-                yield rows(levels[level, f.TAIL_AT], len(tail), step, tail.shape[1]), tail
-                last = at + (int(levels[level, f.LAG]) - len(edge)) * step
-                yield rows(last, len(edge), step, edge.shape[1]), edge
+_idle: WeakKeyDictionary[Weights, list[Streams]] = WeakKeyDictionary()
 
 
 class CompiledStreams:
-    """What a `Streamer` needs for its streams, which run one after the other.
+    """Some streams that are all at the same place of their signals.
 
-    Everything is in arrays: after a frame, whose weights fill the caches, even a small PyTorch call takes microseconds.
+    A `feed` is one compiled call with as little Python around it as can be: in live use the caches are cold at every
+    frame, and each step of Python costs ten times what it does in a loop.
 
     Args:
         model: the model.
         streams: how many.
-        half: read the weights in float16, even if that rounds them.
+        weights: kind of the packed weights, see `slimse.compiled.layout.Weights`.
+        shared: the router decides for all streams alike.
+        loudest: samples beyond it, or not finite, are refused.
     """
 
-    def __init__(self, model: SlimModel, streams: int, *, half: bool = False) -> None:
-        weights = pack(model, half=half)
-        places = Places(model, weights, FRAMES)
-        scratch = np.zeros(places.scratch_size, np.float32)
-        self._model = model
-        self._streams = [CompiledStream(model, weights, Buffers.new(places, scratch)) for _ in range(streams)]
-        self._router = CompiledRouter(model.router) if model.router else None
-        self._heard: Heard
-        self._uniform = {uf: np.full((streams, 1), index) for index, uf in enumerate(model.ufs)}
+    def __init__(self, model: SlimModel, streams: int, *, weights: str | None, shared: bool, loudest: float) -> None:
+        # A decision for all needs all.
+        self._ending = streams if shared else 1
+        self._streams = Streams(model, pack(model, weights), streams, max(FRAMES // streams, 1), self._ending)
+        self._streams.job["shared"], self._streams.job["loudest"] = shared, loudest
+        self._model, self._rows = model, streams
+        self._received = self._frames = self._emitted = 0
+        self.frames_ran = 0
+        """Frames of each stream that the last call ran."""
+        self._routed = False
+        self._sizes = -1, -1
 
     @property
     def samples(self) -> int:
         """Samples of each stream that frames have taken."""
-        return self._streams[0].samples
+        return self._streams.samples(0)
 
     @property
     def pending(self) -> int:
         """Samples of each stream that do not fill a frame yet."""
-        return self._streams[0].received - self.samples
+        return self._received - self.samples
 
     @property
-    def left(self) -> int:
-        """Frames that `finish` runs."""
-        return self._model.geometry.frames_left(self.samples, self.pending)
+    def ran(self) -> Ints:
+        """Indices of the UFs of the frames that the last call ran, ``[streams, frames]``."""
+        columns = np.minimum(np.arange(self.frames_ran), self._streams.width - 1)
+        return self._streams.choice[:, columns]
 
-    def completed(self, samples: int) -> int:
-        """Frames that so many more samples complete."""
-        first = self._streams[0]
-        return first.frames_at(first.received + samples) - first.frames
-
-    def indices(self, uf: UF) -> Ints:
-        """Of UFs, ``[streams, 1]`` or ``[streams, frames]``."""
-        if isinstance(uf, Tensor) and uf.ndim:
-            return self._model.ufs.indices(uf).reshape(len(self._streams), -1).numpy()
-        return self._uniform[float(uf)]
-
-    def decide(self, x: Floats, frames: int, budget: Floats, *, shared: bool) -> Ints:
-        """Let the router choose for the next frames, which ``x`` ``[streams, n]`` completes; see `CompiledRouter`."""
-        assert self._router is not None
-        early = self._model.geometry.early(self.samples)
-        heard = np.concatenate([np.stack([stream.pending for stream in self._streams]), x], axis=1)
-        heard = heard[:, : early + frames * self._model.geometry.hop]
-        heard = np.stack([stream.normalised(row) for stream, row in zip(self._streams, heard, strict=True)])
-        choice, self._heard = self._router.choose(heard, early, frames, budget, self._heard, shared)
-        return choice
-
-    def feed(self, x: Floats, choice: Ints) -> Floats:
-        """Take ``[streams, n]``, give back what is ready.
+    def want(self, uf: UF | None, budget: Tensor | None, limit: int) -> None:
+        """What frames run at from now on.
 
         Args:
-            x: contiguous.
-            choice: indices of the UFs of the frames that they complete, ``[streams, frames]``, or ``[streams, 1]``.
+            uf: UFs ``[streams]`` or ``[streams, frames]``, or one for all. Not looked at where there is a budget.
+            budget: ``[streams]``, for the router.
+            limit: index of the widest UF that runs.
         """
-        return _stack([stream.feed(x[i], choice[i]) for i, stream in enumerate(self._streams)])
+        streams, self._routed = self._streams, budget is not None
+        streams.job["limit"], streams.job["route_any"] = limit, self._routed
+        streams.budgets[:] = 0 if budget is None else budget.numpy()
+        if budget is not None:
+            return
+        ufs = self._model.ufs
+        if isinstance(uf, Tensor) and uf.ndim:
+            choice = ufs.indices(uf).reshape(self._rows, -1).numpy()
+            streams.widen(choice.shape[1])
+            streams.choice[:, : choice.shape[1]] = choice
+        else:
+            streams.widen(1)
+            streams.choice[:, 0] = ufs.index(float(uf))  # type: ignore[arg-type]
 
-    def finish(self, choice: Ints) -> Floats:
-        """End the signals; ``choice`` as in `feed`, of the frames that are left."""
-        none = np.zeros(0, np.float32)
-        return _stack([stream.finish(none, choice[i]) for i, stream in enumerate(self._streams)])
+    def feed(self, x: NDArray[np.float32]) -> Floats | None:
+        """Take ``[n]`` or ``[streams, n]``, contiguous; give ``[streams, m]`` that are ready, or None if refused."""
+        size = self._expect(x.shape[-1])
+        out = np.empty((self._rows, size), np.float32)
+        x_at, out_at = x.__array_interface__["data"][0], out.__array_interface__["data"][0]
+        return out if self._feed(x_at, x.shape[-1], out_at, size) else None
+
+    def feed_tensor(self, x: Tensor) -> Tensor | None:
+        """As `feed`, for float32 tensors."""
+        count = x.shape[-1]
+        size = self._expect(count)
+        out = torch.empty(self._rows, size)
+        return out if self._feed(x.data_ptr(), count, out.data_ptr(), size) else None
+
+    def _expect(self, count: int) -> int:
+        """Samples of each stream that so many more of input make ready."""
+        streams = self._streams
+        frames = streams.frames_at(self._received + count)
+        return streams.emitted_at(frames) - self._emitted
+
+    def _feed(self, x_at: int, count: int, out_at: int, size: int) -> bool:
+        streams = self._streams
+        frames = streams.frames_at(self._received + count)
+        if self._routed and frames - self._frames > streams.width:
+            streams.widen(frames - self._frames)
+        if (count, size) != self._sizes:
+            self._sizes = count, size
+            streams.job["x_step"], streams.job["out_step"] = count, size
+        ran = streams.call(streams.job_at, x_at, count, out_at)
+        if ran == REFUSED:
+            return False
+        self.frames_ran = ran
+        self._received, self._frames, self._emitted = self._received + count, frames, self._emitted + size
+        return True
+
+    def finish(self, frames: int) -> Floats:
+        """End the signals, which have ``frames`` frames left: ``[streams, m]``, all that is still missing."""
+        streams = self._streams
+        if self._routed:
+            streams.widen(max(frames, 1))
+        none = np.zeros((self._ending, 0), np.float32)
+        slots = range(self._rows)
+        out = [streams.finish(slots[row : row + self._ending], none) for row in slots[:: self._ending]]
+        self.frames_ran = frames
+        return np.concatenate(out)
 
     def load(self, state: ModelState, pending: Tensor) -> None:
         """Go on from the state of as many streams."""
-        for index, stream in enumerate(self._streams):
-            stream.load(states.select(state, index), pending[index].numpy())
-        if state.router:
-            self._heard = Heard.of(state.router)
+        for row in range(self._rows):
+            self._streams.load(row, states.select(state, row), pending[row].numpy())
+        self._received = state.samples + pending.shape[1]
+        self._frames = self._streams.frames_at(self._received)
+        self._emitted = self._streams.emitted_at(self._frames)
+        self.frames_ran = 0
+        self._sizes = -1, -1
 
     def save(self) -> tuple[ModelState, Tensor]:
         """The state, and ``[streams, n]`` samples that do not fill a frame yet."""
-        saved, pending = zip(*(stream.save() for stream in self._streams), strict=True)
-        state = states.stack(saved)
-        if self._router is not None:
-            state = state._replace(router=self._heard.tensors())
-        return state, torch.from_numpy(np.stack(pending))
-
-
-def _stack(outputs: list[Floats]) -> Floats:
-    return outputs[0][None] if len(outputs) == 1 else np.stack(outputs)
+        saved, pending = zip(*(self._streams.save(row) for row in range(self._rows)), strict=True)
+        return states.stack(saved), torch.from_numpy(np.stack(pending))
 
 
 @torch.no_grad()
-def enhance(model: SlimModel, noisy: Tensor, uf: UF, input_std: Tensor | None) -> Tensor:
-    """Whole signals ``[B, T]``; ``uf`` as in `SlimModel.forward`, ``input_std`` as in `initial_state`."""
+def enhance(
+    model: SlimModel, noisy: Tensor, uf: UF | None, input_std: Tensor | None, budget: Tensor | None = None
+) -> Tensor:
+    """Whole signals ``[B, T]``.
+
+    Args:
+        model: the model.
+        noisy: float32.
+        uf: as in `SlimModel.forward`, without gates; None where there is a budget.
+        input_std: as in `SlimModel.initial_state`.
+        budget: ``[B]``, for the router.
+
+    Raises:
+        ValueError: for another dtype, or gates.
+    """
     frames, batch = model.geometry.frames(noisy.shape[1]), noisy.shape[0]
-    schedule = model.ufs.schedule(uf, batch, frames)
-    if schedule.gates is not None or noisy.dtype != torch.float32:
+    gates = isinstance(uf, Tensor) and uf.ndim == 3
+    if gates or noisy.dtype != torch.float32:
         raise ValueError(f"backend = 'numba' with {noisy.dtype} and uf {uf}: expected float32 and no gates")
-    if schedule.choice is not None:
-        choices = schedule.choice.contiguous().numpy()
-    else:
-        choices = np.full((batch, 1), model.ufs.index(float(uf)))
+    choices = None if budget is not None else _choices(model, uf, batch, frames)
+    with _borrowed(model) as streams:
+        outputs = []
+        for index in range(batch):
+            given = None if input_std is None else input_std[index : index + 1]
+            streams.load(0, model.initial_state(1, given), np.zeros(0, np.float32))
+            if choices is None:
+                _ask(streams, frames, budget, index)
+            else:
+                streams.budgets[0] = streams.job["route_any"] = 0
+                streams.widen(choices.shape[1])
+                streams.choice[0, : choices.shape[1]] = choices[index]
+            outputs.append(streams.finish([0], noisy[index : index + 1].contiguous().numpy()))
+    return torch.from_numpy(np.concatenate(outputs))
+
+
+@torch.no_grad()
+def route(model: SlimModel, noisy: Tensor, budget: Tensor | None) -> Tensor:
+    """The UFs ``[B, frames]`` that `enhance` runs ``noisy`` ``[B, T]`` at for a budget ``[B]``."""
+    frames, rows = model.geometry.frames(noisy.shape[1]), []
+    with _borrowed(model) as streams:
+        for index in range(len(noisy)):
+            streams.load(0, model.initial_state(1), np.zeros(0, np.float32))
+            _ask(streams, frames, budget, index)
+            streams.job["route_only"] = 1
+            streams.finish([0], noisy[index : index + 1].contiguous().numpy())
+            rows.append(streams.choice[0, :frames].copy())
+            streams.job["route_only"] = 0
+    return model.ufs.at(torch.from_numpy(np.stack(rows)))
+
+
+def _ask(streams: Streams, frames: int, budget: Tensor | None, index: int) -> None:
+    """Let the router choose the UFs of the only stream."""
+    if budget is None:
+        raise ValueError("neither UFs nor a budget: expected one of them")
+    streams.budgets[0], streams.job["route_any"] = float(budget[index]), 1
+    streams.widen(frames)
+
+
+@contextmanager
+def _borrowed(model: SlimModel) -> Iterator[Streams]:
+    """Memory for one stream: fresh memory would cost more than a short signal. Threads have each their own."""
     weights = pack(model)
-    # Fresh memory would cost more than a short signal. Several threads may be here, each with its own.
-    idle: list[Buffers] = _idle.setdefault(weights, [])
+    idle = _idle.setdefault(weights, [])
     try:
-        buffers = idle.pop()
+        streams = idle.pop()
     except IndexError:
-        buffers = Buffers.new(Places(model, weights, FRAMES))
-    stream, outputs = CompiledStream(model, weights, buffers), []
-    for index in range(batch):
-        state = model.initial_state(1, None if input_std is None else input_std[index : index + 1])
-        stream.load(state, np.zeros(0, np.float32))
-        outputs.append(stream.finish(noisy[index].contiguous().numpy(), choices[index]))
-    idle.append(buffers)
-    return torch.from_numpy(_stack(outputs))
+        streams = Streams(model, weights, 1, FRAMES)
+    yield streams
+    idle.append(streams)
+
+
+def _choices(model: SlimModel, uf: UF | None, batch: int, frames: int) -> Ints:
+    """Indices of UFs ``[B, frames]`` or ``[B, 1]``."""
+    ufs = model.ufs
+    schedule = ufs.schedule(1.0 if uf is None else uf, batch, frames)
+    if schedule.choice is not None:
+        return schedule.choice.contiguous().numpy()
+    return np.full((batch, 1), ufs.index(float(uf)))  # type: ignore[arg-type]

@@ -1,133 +1,143 @@
-"""The router as one compiled call; see `slimse.router.Router`."""
+"""The router inside of the compiled network; see `slimse.router.Router`.
+
+It hears the samples as the network gets them, divided by their level, and writes the index of every frame's UF where
+the network reads it.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-import torch
 
-from ..router import SHARPNESS, SOFT, Router, RouterState
-from .kernels import _jit
-from .layout import Floats, Ints
+from ..router import SHARPNESS, SOFT
+from .blocks import ZERO
+from .jit import jit
+from .vector import LANES, NONE, gru_cell, make_tile, move
 
-
-class Heard(NamedTuple):
-    """As `RouterState`, in arrays."""
-
-    samples: Floats
-    hidden: Floats
-
-    @classmethod
-    def of(cls, state: RouterState) -> Heard:
-        """A copy."""
-        return cls(*(part.numpy().copy() for part in state))
-
-    def tensors(self) -> RouterState:
-        """A copy."""
-        return RouterState(*(torch.from_numpy(part.copy()) for part in self))
+tile_4x1, tile_1x1, tile_1x4 = make_tile(4, 1), make_tile(1, 1), make_tile(1, 4)
 
 
-class CompiledRouter:
-    """A router with the weights of this moment.
-
-    Args:
-        router: float32, on the CPU.
-    """
-
-    def __init__(self, router: Router) -> None:
-        weights = (
-            *(router.conv.weight.t(), router.conv.bias, router.input.weight.t(), router.diagonal, router.bias_hh),
-            *(router.output.weight[0], router.bias_ih, router.bias_width, router.budgets, router.asked, router.octaves),
-        )
-        # The vector axis last.
-        self._arrays = [weight.detach().contiguous().numpy().copy() for weight in weights]
-        self._hop, self._stride, self._ufs = router.hop, router.config.stride, len(router.ufs)
-
-    def choose(
-        self, x: Floats, early: int, frames: int, budget: Floats, state: Heard, shared: bool
-    ) -> tuple[Ints, Heard]:
-        """Decide for ``frames`` frames of every stream.
-
-        Args:
-            x: ``[B, n]``, normalised; silence follows them.
-            early: of them, those before the last hop of the first frame, which are context.
-            frames: how many.
-            budget: ``[B]``, before calibration.
-            state: silence, or from the call before. It is not changed.
-            shared: one decision for all streams, from the mean of their logits.
-
-        Returns:
-            Indices of UFs ``[B, frames]``, and the new state.
-        """
-        batch, context = state.samples.shape
-        signal = np.zeros((batch, context + early + frames * self._hop), np.float32)
-        signal[:, :context] = state.samples
-        heard = min(x.shape[1], signal.shape[1] - context)
-        signal[:, context : context + heard] = x[:, :heard]
-        hidden = state.hidden.copy()
-        logits = np.empty((batch, frames, self._ufs), np.float32)
-        _logits(signal[:, early:], self._hop, self._stride, budget, hidden, *self._arrays, logits)
-        if shared:
-            logits[:] = logits.mean(0)
-        return logits.argmax(2), Heard(signal[:, signal.shape[1] - context :].copy(), hidden)
-
-
-@_jit
-def _place(budget, budgets):
+@jit
+def place(plan, route, budget):
     """The knot below a budget, and how far in octaves it is towards the next."""
-    knots = len(budgets)
-    place = np.log(budget / budgets[0]) / -np.log(budgets[0]) * (knots - 1)
-    low = min(max(int(place), 0), knots - 2)
-    return low, np.float32(min(max(place - low, 0.0), 1.0))
+    lowest = route[plan.budgets_at]
+    at = np.log(budget / lowest) / -np.log(lowest) * (plan.knots - 1)
+    low = min(max(int(at), 0), plan.knots - 2)
+    return low, np.float32(min(max(at - low, 0.0), 1.0))
 
 
-@_jit
-def _sigmoid(x):
-    return np.float32(1) / (np.float32(1) + np.exp(-x))
+@jit
+def conditions(plan, route, budget, scratch, fixed_at):
+    """The biases for a budget, which is calibrated first: those of the gates at ``fixed_at``; returns the width's."""
+    low, share = place(plan, route, budget)
+    asked, rest = plan.asked_at + low, 1 - share
+    budget = np.float32(np.exp(np.log(route[asked]) * rest + np.log(route[asked + 1]) * share))
+    low, share = place(plan, route, budget)
+    rest, gates = 1 - share, 3 * plan.router_units
+    bias_at = plan.bias_ih_at + low * gates
+    for j in range(gates):
+        scratch[fixed_at + j] = route[bias_at + j] * rest + route[bias_at + gates + j] * share
+    return route[plan.bias_width_at + low] * rest + route[plan.bias_width_at + low + 1] * share
 
 
-@_jit
-def _logits(
-    signal, hop, stride, budget, hidden,
-    conv, conv_bias, into, diagonal, bias_hh, out_of, bias_ih, bias_width, budgets, asked, octaves, logits,
-):  # fmt: skip
-    """Logits of every frame; ``hidden`` is brought forward in place."""
-    taps, filters = conv.shape
-    units, windows = diagonal.shape[1], hop // stride
-    level, window = np.empty(filters, np.float32), np.empty(filters, np.float32)
-    gates, fixed = np.empty(3 * units, np.float32), np.empty(3 * units, np.float32)
-    soft = np.float32(SOFT)
-    for stream in range(len(signal)):
-        low, share = _place(budget[stream], budgets)
-        calibrated = np.exp(np.log(asked[low]) * (1 - share) + np.log(asked[low + 1]) * share)
-        low, share = _place(calibrated, budgets)
-        for j in range(3 * units):
-            fixed[j] = bias_ih[low, j] * (1 - share) + bias_ih[low + 1, j] * share
-        for frame in range(logits.shape[1]):
-            level[:] = 0
-            for position in range(windows):
-                at = frame * hop + position * stride
-                window[:] = conv_bias
-                for tap in range(taps):
-                    x = signal[stream, at + tap]
-                    for i in range(filters):
-                        window[i] += x * conv[tap, i]
-                for i in range(filters):
-                    level[i] += max(window[i], np.float32(0))
-            gates[:] = fixed
-            for i in range(filters):
-                x = np.log1p(level[i] / np.float32(windows) / soft) / np.float32(4)
-                for j in range(3 * units):
-                    gates[j] += x * into[i, j]
-            wanted = bias_width[low] * (1 - share) + bias_width[low + 1] * share
-            for i in range(units):
-                h = hidden[stream, i]
-                reset = _sigmoid(gates[i] + diagonal[0, i] * h + bias_hh[0, i])
-                update = _sigmoid(gates[units + i] + diagonal[1, i] * h + bias_hh[1, i])
-                new = np.tanh(gates[2 * units + i] + reset * (diagonal[2, i] * h + bias_hh[2, i]))
-                h = new + update * (h - new)
-                hidden[stream, i] = h
-                wanted += h * out_of[i]
-            for j in range(len(octaves)):
-                logits[stream, frame, j] = -np.float32(SHARPNESS) * (wanted - octaves[j]) ** 2
+@jit
+def bands(plan, route, mem, x_at, windows, scratch, to):
+    """Rectified outputs of the filters on ``windows`` windows from ``x_at`` on, a row for each."""
+    filters, stride, weights = plan.filters, plan.router_stride, plan.conv_at + plan.filters
+    for v in range(0, filters, LANES):
+        job = (
+            *(mem, x_at, stride, route, weights + v, filters, 0, route, 0),
+            *(scratch, to + v, filters, route, plan.conv_at + v, 0, plan.taps, ZERO),
+        )
+        row = 0
+        while row + 4 <= windows:
+            tile_4x1(row, 0, job)
+            row += 4
+        while row < windows:
+            tile_1x1(row, 0, job)
+            row += 1
+
+
+@jit
+def decide(plan, route, mem, heard_at, hidden_at, frames, budget, scratch, logits_at):
+    """Logits ``[frames, UFs]`` of a stream at ``logits_at``; its hidden state is brought forward.
+
+    Its samples begin at ``heard_at`` in ``mem``, those before the first hop being context.
+    """
+    filters, units, gates = plan.filters, plan.router_units, 3 * plan.router_units
+    windows = plan.hop // plan.router_stride
+    level_at = plan.route_at
+    fixed_at = level_at + filters
+    now_at, past_at = fixed_at + gates, fixed_at + 2 * gates
+    bands_at = past_at + gates
+    bias = conditions(plan, route, budget, scratch, fixed_at)
+    bands(plan, route, mem, heard_at, frames * windows, scratch, bands_at)
+    for frame in range(frames):
+        row = bands_at + frame * windows * filters
+        for j in range(filters):
+            total = ZERO
+            for window in range(windows):
+                total += scratch[row + window * filters + j]
+            scratch[level_at + j] = np.log1p(total / np.float32(windows) / np.float32(SOFT)) / np.float32(4)
+        for v in range(0, gates, LANES):
+            job = (
+                *(scratch, level_at, 0, route, plan.into_at + v, gates, 0, route, 0),
+                *(scratch, now_at + v, 0, scratch, fixed_at + v, 0, filters, NONE),
+            )
+            tile_1x1(0, 0, job)
+        for j in range(gates):
+            h = mem[hidden_at + j % units]
+            scratch[past_at + j] = route[plan.diagonal_at + j] * h + route[plan.bias_hh_at + j]
+        for v in range(0, units, LANES):
+            now, past, h = now_at + v, past_at + v, hidden_at + v
+            gru_cell(scratch, now, scratch, past, units, mem, h, scratch, level_at)
+        wanted = bias
+        for i in range(units):
+            wanted += mem[hidden_at + i] * route[plan.out_at + i]
+        for j in range(plan.ufs):
+            distance = wanted - route[plan.octaves_at + j]
+            scratch[logits_at + frame * plan.ufs + j] = -np.float32(SHARPNESS) * distance * distance
+
+
+@jit
+def choose(net, memory, run, budgets, shared, early, counts):
+    """Choose the UFs of the frames of this pass for all streams with a budget.
+
+    ``counts`` new samples of each, behind its context, are at ``heard_at``; of them ``early`` precede the first frame's
+    hop. Silence stands in for samples to come.
+    """
+    plan, mem, scratch, ufs = net.plan, memory.mem, memory.scratch, net.plan.ufs
+    frames, streams = max(run.frames, 1), len(run.slots)
+    need = plan.context + early + frames * plan.hop
+    for k in range(streams):
+        slot = run.slots[k]
+        if budgets[slot] <= 0:
+            continue
+        start, logits_at = slot * plan.size, plan.logits_at + k * frames * ufs
+        heard_at, hidden_at = start + plan.heard_at, start + plan.hidden_units_at
+        for j in range(plan.context + counts, need):
+            mem[heard_at + j] = ZERO
+        decide(plan, net.route, mem, heard_at + early, hidden_at, frames, budgets[slot], scratch, logits_at)
+        move(mem, heard_at + counts, mem, heard_at, plan.context)
+    if shared:
+        for j in range(frames * ufs):
+            total = ZERO
+            for k in range(streams):
+                total += scratch[plan.logits_at + k * frames * ufs + j]
+            for k in range(streams):
+                scratch[plan.logits_at + k * frames * ufs + j] = total
+    for k in range(streams):
+        slot = run.slots[k]
+        if budgets[slot] <= 0:
+            continue
+        for t in range(frames):
+            at, best = plan.logits_at + (k * frames + t) * ufs, 0
+            for j in range(1, ufs):
+                if scratch[at + j] > scratch[at + best]:
+                    best = j
+            run.choice[slot, run.frame + t] = best
+
+
+@jit
+def hear(plan, memory, slot, x_at, count):
+    """Put ``count`` samples of a stream, as the network gets them, behind what the router has of it."""
+    move(memory.mem, x_at, memory.mem, slot * plan.size + plan.heard_at + plan.context, count)

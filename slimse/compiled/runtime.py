@@ -12,11 +12,14 @@ from torch import Tensor
 from ..model import ModelState, SlimModel
 from ..networks.demucs import SlimDemucs
 from ..runtimes.base import LOUDEST, Options, Runtime, refuse
-from ..width import UF, Request
+from ..width import Request
 from . import numba_missing
 
 if TYPE_CHECKING:
     from .slots import CompiledSlots
+
+KINDS = {"float32": "float32", "float16": "uint16", "int8": "int8"}
+"""Dtype of the array that holds the weights, by the name of their number format."""
 
 
 class NumbaSession:
@@ -32,9 +35,11 @@ class NumbaSession:
     def __init__(self, model: SlimModel, options: Options) -> None:
         from .network import CompiledStreams
 
-        self._streams = CompiledStreams(model, options.streams, half=options.half)
-        self._ufs, self._options = model.ufs, options
-        self._ran = np.zeros((options.streams, 0), np.int64), 0
+        kind = None if options.weights is None else KINDS[options.weights]
+        self._streams = CompiledStreams(model, options.streams, weights=kind, shared=options.shared, loudest=LOUDEST)
+        self._model, self._rows = model, options.streams
+        self._wanted: tuple[Request | None, float] = None, 1.0
+        """What the next frames run at."""
 
     @property
     def samples(self) -> int:
@@ -49,8 +54,7 @@ class NumbaSession:
     @property
     def ufs(self) -> Tensor:
         """The UFs of the frames of the last call, ``[streams, frames]``."""
-        choice, frames = self._ran
-        return self._ufs.at(torch.from_numpy(choice[:, :frames]).expand(self._options.streams, frames))
+        return self._model.ufs.at(torch.from_numpy(self._streams.ran))
 
     def save(self) -> tuple[ModelState, Tensor]:
         """The state, and the samples that do not fill a frame yet."""
@@ -59,38 +63,33 @@ class NumbaSession:
     def load(self, state: ModelState, pending: Tensor) -> None:
         """Go on from there."""
         self._streams.load(state, pending)
-        self._ran = self._ran[0], 0
 
-    def feed(self, chunk: Any, request: Request, limit: float) -> tuple[NDArray[np.float32], int]:
+    def feed(self, chunk: Any, request: Request, limit: float) -> tuple[Any, int]:
         """As of `slimse.runtimes.Session`."""
+        self._want(request, limit)
+        out: Tensor | NDArray[np.float32] | None
         if isinstance(chunk, Tensor):
-            chunk = chunk.detach().to("cpu", torch.float32).numpy()
-        x = np.ascontiguousarray(chunk, np.float32).reshape(self._options.streams, -1)
-        # One call where `isfinite` takes two; `refuse` looks closer.
-        if not np.vdot(x, x) <= LOUDEST:
-            refuse(x)
-        frames = self._streams.completed(x.shape[1])
-        choice = self._indices(x, frames, request, limit)
-        self._ran = choice, frames
-        return self._streams.feed(x, choice), frames
+            tensor = chunk.detach().to("cpu", torch.float32).contiguous()
+            out = self._streams.feed_tensor(tensor)
+            x = tensor.numpy()
+        else:
+            x = np.ascontiguousarray(chunk, np.float32)
+            out = self._streams.feed(x)
+        if out is None:
+            refuse(x.reshape(self._rows, -1))
+        return out, self._streams.frames_ran
 
     def finish(self, request: Request, limit: float) -> NDArray[np.float32]:
         """As of `slimse.runtimes.Session`."""
-        left = self._streams.left
-        choice = self._indices(np.zeros((self._options.streams, 0), np.float32), max(left, 1), request, limit)
-        self._ran = choice, left
-        return self._streams.finish(choice)
+        self._want(request, limit)
+        return self._streams.finish(self._model.geometry.frames_left(self.samples, self.pending))
 
-    def _indices(self, x: NDArray[np.float32], frames: int, request: Request, limit: float) -> NDArray[np.int64]:
-        """Indices of the UFs of the next frames, ``[streams, frames]`` or ``[streams, 1]``, no wider than the limit."""
-        if request.uf is not None:
-            choice = self._streams.indices(request.uf)
-        elif frames:
-            assert request.budget is not None
-            choice = self._streams.decide(x, frames, request.budget.numpy(), shared=self._options.shared)
-        else:
-            choice = self._streams.indices(self._ufs[-1])
-        return np.minimum(choice, self._ufs.index(limit)) if limit < 1 else choice
+    def _want(self, request: Request, limit: float) -> None:
+        known, before = self._wanted
+        if request is not known or limit != before:
+            ufs = self._model.ufs
+            self._streams.want(*request, ufs.index(limit) if limit < 1 else len(ufs) - 1)
+            self._wanted = request, limit
 
 
 class NumbaRuntime(Runtime):
@@ -123,21 +122,14 @@ class NumbaRuntime(Runtime):
 
         return CompiledSlots(model, capacity)
 
-    def enhance(self, model: SlimModel, noisy: Tensor, uf: UF, input_std: Tensor | None) -> Tensor:
+    def enhance(self, model: SlimModel, noisy: Tensor, request: Request, input_std: Tensor | None) -> Tensor:
         """Whole signals."""
         from .network import enhance
 
-        return enhance(model, noisy, uf, input_std)
+        return enhance(model, noisy, request.uf, input_std, request.budget)
 
-    @torch.no_grad()
     def route(self, model: SlimModel, noisy: Tensor, budgets: Tensor) -> Tensor:
         """What the router chooses for whole signals."""
-        from .router import CompiledRouter, Heard
+        from .network import route
 
-        state = model.initial_state(len(noisy))
-        assert model.router is not None and state.router
-        router, heard = CompiledRouter(model.router), Heard.of(state.router)
-        normalised, frames = model.normalised(noisy, state)[0].numpy(), model.geometry.frames(noisy.shape[1])
-        early = model.geometry.early(0)
-        choice, _ = router.choose(normalised, early, frames, budgets.numpy(), heard, shared=False)
-        return model.ufs.at(torch.from_numpy(choice))
+        return route(model, noisy, budgets)

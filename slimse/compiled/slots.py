@@ -1,18 +1,13 @@
-"""Streams of a batch on the compiled kernels, which come and go."""
+"""Streams of a batch on the compiled network, which come and go."""
 
 from __future__ import annotations
-
-from collections import defaultdict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..model import SlimModel
-from .batch import tick
-from .layout import Floats, Ints, Places, demucs
-from .network import Buffers, CompiledStream, pack
-from .router import CompiledRouter, Heard
+from .streams import Streams, pack
 
 
 class CompiledSlots:
@@ -24,93 +19,73 @@ class CompiledSlots:
     """
 
     def __init__(self, model: SlimModel, capacity: int) -> None:
-        self._model, self._weights = model, pack(model)
-        places = self._places = Places(model, self._weights, 1, capacity)
-        self._mems = np.zeros((capacity, places.mem_size), np.float32)
-        self._counters = np.zeros((capacity, places.int_size), np.int64)
-        self._scratch = np.zeros(places.scratch_size, np.float32)
-        self._ints = np.zeros(places.shared_int_size, np.int64)
-        self._streams: dict[int, CompiledStream] = {}
+        self._model, self._streams = model, Streams(model, pack(model), capacity, 1)
+        self._fresh: set[int] = set()
         self._steady: set[int] = set()
-        self._next = np.zeros(capacity, np.int64)
-        """Index of the UF of the next frame, the router's where there is a budget."""
-        self.choice = torch.zeros(capacity, dtype=torch.int64)
-        self._budgets: dict[int, float] = {}
-        if model.router is not None:
-            self._router = CompiledRouter(model.router)
-            self._heard = Heard.of(model.router.initial_state(capacity))
+        self._given = np.zeros(capacity, np.int64)
+        """Index of the UF of a stream without a budget."""
+        self._start = model.initial_state()
+
+    @property
+    def choice(self) -> Tensor:
+        """Index of the UF of the last frame of each slot."""
+        return torch.from_numpy(self._streams.choice[:, 0].copy())
 
     def join(self, slot: int) -> None:
         """Begin a stream."""
-        buffers = Buffers(self._places, self._mems[slot], self._scratch, self._counters[slot])
-        self._streams[slot] = CompiledStream(self._model, self._weights, buffers)
-        if self._model.router is not None:
-            for part in self._heard:
-                part[slot] = 0
+        self._streams.load(slot, self._start, np.zeros(0, np.float32))
+        self._fresh.add(slot)
 
     def want(self, slot: int, uf: float | None, budget: float | None) -> None:
         """What a stream's frames run at from now on."""
-        self._budgets.pop(slot, None)
-        if uf is None:
-            assert budget is not None
-            self._budgets[slot] = budget
-        else:
-            self._next[slot] = self._model.ufs.index(uf)
+        self._streams.budgets[slot] = budget or 0
+        if budget is None:
+            self._given[slot] = self._model.ufs.index(float(uf))  # type: ignore[arg-type]
 
     def tick(self, samples: Tensor) -> tuple[Tensor, list[int]]:
-        """As of `StreamBatch`. Streams up to their first output run alone, the others together (with an LSTM, none)."""
-        x, out = samples.contiguous().numpy(), np.zeros(tuple(samples.shape), np.float32)
-        self._choose(x)
-        self.choice = torch.from_numpy(self._next.copy())
-        ready, together = [0] * len(x), []
-        for slot, stream in self._streams.items():
-            if slot in self._steady:
-                together.append(slot)
-                continue
-            head = stream.feed(x[slot], self._next[slot : slot + 1])
-            out[slot, : len(head)], ready[slot] = head, len(head)
-            if len(head) and demucs(self._model).config.rnn == "gru":
+        """As of `StreamBatch`. Streams up to their first output run alone, the others together."""
+        x = samples.contiguous().numpy()
+        out, ready = np.zeros(x.shape, np.float32), [0] * len(x)
+        streams, hop = self._streams, self._model.geometry.hop
+        steady = sorted(self._steady)
+        if steady:
+            self._run(steady, x, out)
+            for slot in steady:
+                ready[slot] = hop
+        for slot in sorted(self._fresh):
+            received = streams.samples(slot) + len(streams.pending(slot))
+            before, after = (streams.emitted_at(streams.frames_at(count)) for count in (received, received + hop))
+            head = np.empty((1, after - before), np.float32)
+            self._run([slot], x, head)
+            out[slot, : after - before], ready[slot] = head[0], after - before
+            if after > before:
+                self._fresh.discard(slot)
                 self._steady.add(slot)
-        if together:
-            weights, places, chosen = self._weights, self._places, np.array(together)
-            arrays = weights.weights, weights.const, self._mems, self._counters, self._scratch, self._ints
-            tables = places.shape, places.levels, weights.mats, weights.counts
-            tick(x, chosen, self._next[chosen], out, *arrays, *tables)
-            for slot in together:
-                self._streams[slot].ran(self._model.geometry.hop)
-                ready[slot] = self._model.geometry.hop
         return torch.from_numpy(out), ready
 
-    def _choose(self, x: Floats) -> None:
-        """Ask the router for the streams that have a budget and complete a frame."""
-        groups: dict[int, list[int]] = defaultdict(list)
-        for slot in self._budgets:
-            stream = self._streams[slot]
-            early = self._model.geometry.early(stream.samples)
-            if len(stream.pending) >= early:
-                groups[early].append(slot)
-        for early, slots in groups.items():
-            heard = [np.concatenate([self._streams[slot].pending, x[slot]]) for slot in slots]
-            used = np.stack(heard)[:, : early + self._model.geometry.hop]
-            self._next[slots] = self._decided(slots, used, early, 1)[:, 0]
+    def _run(self, slots: list[int], x: np.ndarray, out: np.ndarray) -> None:
+        """A hop of some streams that are at the same place of their signals; a row of ``out`` per slot or the only."""
+        streams, step = self._streams, out.shape[1]
+        self._choose(slots)
+        streams.use(slots)
+        # Rows are addressed by slot.
+        out_at = out.ctypes.data - (4 * step * slots[0] if len(out) == 1 else 0)
+        streams.run(x.ctypes.data, x.shape[1], x.shape[1], out_at, step)
 
-    def _decided(self, slots: list[int], used: Floats, early: int, frames: int) -> Ints:
-        """Indices of UFs ``[slots, frames]``, from the samples of these frames; the router has then heard them."""
-        state = Heard(*(part[slots] for part in self._heard))
-        used = np.stack([self._streams[slot].normalised(row) for slot, row in zip(slots, used, strict=True)])
-        budgets = np.array([self._budgets[slot] for slot in slots], np.float32)
-        choice, state = self._router.choose(used, early, frames, budgets, state, False)
-        for part, new in zip(self._heard, state, strict=True):
-            part[slots] = new
-        return choice
+    def _choose(self, slots: list[int]) -> None:
+        streams = self._streams
+        routed = streams.budgets[slots] > 0
+        streams.job["route_any"] = routed.any()
+        streams.choice[slots, 0] = np.where(routed, streams.choice[slots, 0], self._given[slots])
 
     def leave(self, slot: int) -> Tensor:
         """End a stream, and give back all that is still missing of it."""
+        streams, model = self._streams, self._model
         self._steady.discard(slot)
-        stream, choice = self._streams[slot], self._next[slot : slot + 1]
-        if slot in self._budgets:
-            left = max(self._model.geometry.frames_left(stream.samples, len(stream.pending)), 1)
-            choice = self._decided([slot], stream.pending[None], self._model.geometry.early(stream.samples), left)[0]
-            del self._budgets[slot]
-        del self._streams[slot]
-        return torch.from_numpy(stream.finish(np.zeros(0, np.float32), choice))
+        self._fresh.discard(slot)
+        self._choose([slot])
+        if streams.budgets[slot] > 0:
+            streams.widen(max(model.geometry.frames_left(streams.samples(slot), len(streams.pending(slot))), 1))
+        rest = streams.finish([slot], np.zeros((1, 0), np.float32))
+        streams.widen(1)
+        return torch.from_numpy(rest[0])

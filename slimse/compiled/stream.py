@@ -1,233 +1,55 @@
-"""The network over frames, and the stream around it, as compiled loops; see `slimse.compiled.kernels`."""
+"""Streams of the network as one compiled call: levels, router, resampling and layers; see `slimse.compiled.blocks`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
+from numba import carray, types
 
 from ..nn.level import FAST_SHARE
 from ..nn.level import FLOOR as LEVEL_FLOOR
 from ..runtimes.base import STEP_FRAMES
 from . import layout as f
-from .kernels import _LANES, _NONE, _ZERO, _decode, _downsample, _encode, _jit, _product, _upsample, _vectors
-from .vector import add, gru_cell, lstm_cell, move
+from .blocks import ZERO, Memory, Net, Pass, decoder, downsample, encoder, gru, lstm, overlap, upsample
+from .jit import compiled, jit, sources
+from .router import choose, hear
+from .vector import FLUSH, move, pointer, rounding, set_rounding
 
-_TINY = 1e-30
-
-
-@_jit
-def _chosen(choice, frame):
-    """Index of the UF of a frame; the last entry holds for all frames behind it."""
-    return choice[min(frame, len(choice) - 1)]
-
-
-@_jit
-def _encoder(i, first, frame, frames, choice, w, const, mem, scratch, ints, shape, levels, mats, counts):
-    """All new positions of encoder level ``i``, those of equal width together."""
-    rate, lag = levels[i, f.RATE], levels[i, f.LAG]
-    x_at, out_at = levels[i - 1, f.AT], levels[i, f.AT]
-    hop = shape[f.STRIDE] * levels[i - 1, f.STEP]
-    lead = lag
-    if not first:
-        lead = 0
-        out_at += lag * levels[i, f.STEP]
-        if i > 1:
-            x_at += lag * hop
-    for uf in range(shape[f.UFS]):
-        rows = 0
-        for t in range(frames):
-            if _chosen(choice, frame + t) != uf:
-                continue
-            for position in range(lead + t * rate if t else 0, lead + (t + 1) * rate):
-                ints[f.PICKED + rows] = x_at + position * hop
-                ints[f.TARGET + rows] = out_at + position * levels[i, f.STEP]
-                rows += 1
-                if rows == f.BLOCK:
-                    _encode(i, rows, counts[i, uf], w, const, mem, scratch, ints, shape, levels, mats)
-                    rows = 0
-        if rows:
-            _encode(i, rows, counts[i, uf], w, const, mem, scratch, ints, shape, levels, mats)
-
-
-@_jit
-def _decoder(i, final, frame, frames, choice, w, const, mem, scratch, ints, shape, levels, mats, counts):
-    """All positions of decoder level ``i``, those of equal width together; returns how many."""
-    rate, channels = levels[i, f.RATE], counts[i, shape[f.UFS] - 1]
-    positions = frames * rate + (levels[i, f.LAG] if final else 0)
-    owners, slot = max(frames, 1), 0
-    for uf in range(shape[f.UFS]):
-        rows = 0
-        for t in range(owners):
-            if _chosen(choice, frame + t) != uf:
-                continue
-            for position in range(t * rate, (t + 1) * rate if t + 1 < owners else positions):
-                ints[f.PICKED + rows] = position
-                ints[f.TARGET + rows] = levels[i, f.AT] + position * levels[i, f.STEP]
-                rows += 1
-                if rows == f.BLOCK:
-                    _decode(i, rows, slot, counts[i, uf], channels, w, const, mem, scratch, ints, shape, levels, mats)
-                    slot, rows = slot + rows, 0
-        if rows:
-            _decode(i, rows, slot, counts[i, uf], channels, w, const, mem, scratch, ints, shape, levels, mats)
-            slot += rows
-    return positions
-
-
-@_jit
-def _overlap(i, positions, base, final, out, out_at, const, mem, scratch, ints, shape, levels, mats):
-    """Sum what the positions of level ``i`` from ``base`` on give to each stride, then ReLU; returns the strides."""
-    m = f.OF_LEVEL * (i - 1) + f.DEC_CONV
-    row, bias_at, wide_at = mats[m, f.VECTORS] * _LANES, mats[m, f.BIAS_AT], shape[f.WIDE_AT]
-    span, reach = shape[f.STRIDE] * levels[i - 1, f.STEP], shape[f.KERNEL] // shape[f.STRIDE]
-    floor, tail_at, total = _ZERO if i > 1 else _NONE, levels[i - 1, f.TAIL_AT], shape[f.SUM_AT]
-    slots = f.SLOTS + base
-    for q in range(positions + reach - 1):
-        waits = q >= positions and not final
-        to = tail_at + (q - positions) * span if waits else out_at + q * span
-        if reach == 2 and 0 < q < positions:
-            one, two = wide_at + ints[slots + q] * row, wide_at + ints[slots + q - 1] * row + span
-            for v in range(0, span, _LANES):
-                add(scratch, one + v, scratch, two + v, floor, out, to + v)
-            continue
-        for v in range(0, span, _LANES):
-            # Behind the last position there is no first stride that has the bias.
-            zeros = bias_at + v if q >= positions and final else f.ZEROS_AT
-            add(const, zeros, const, f.ZEROS_AT, _NONE, scratch, total)
-            if q < reach - 1:
-                add(scratch, total, mem, tail_at + q * span + v, _NONE, scratch, total)
-            for t in range(max(q - positions + 1, 0), min(reach - 1, q) + 1):
-                part = wide_at + ints[slots + q - t] * row + t * span + v
-                add(scratch, total, scratch, part, _NONE, scratch, total)
-            if waits:
-                add(scratch, total, const, f.ZEROS_AT, _NONE, mem, to + v)
-            else:
-                add(scratch, total, const, f.ZEROS_AT, floor, out, to + v)
-    return positions + (reach - 1 if final else 0)
-
-
-@_jit
-def _gru(frames, channels, w, const, mem, scratch, shape, levels, mats):
-    """The grouped GRU: the products with the inputs for all frames at once, then step by step."""
-    depth, groups, units = shape[f.DEPTH], shape[f.GROUPS], shape[f.UNITS]
-    step, size, m = levels[depth, f.STEP], channels // groups, f.OF_LEVEL * depth
-    vectors, row, now_at = 3 * units // _LANES, 3 * units * groups, shape[f.GATES_AT]
-    past_at = now_at + frames * row
-    for group in range(groups):
-        _product(
-            mem, levels[depth, f.AT] + group * size, step, frames, size, w, const, mats, m + 2 * group, vectors,
-            scratch, now_at + group * 3 * units, row, _NONE, True,
-        )  # fmt: skip
-    for t in range(frames):
-        for group in range(groups):
-            state_at, x_at = shape[f.RNN_AT] + group * units, now_at + t * row + group * 3 * units
-            _product(
-                mem, state_at, 0, 1, size, w, const, mats, m + 2 * group + 1, vectors,
-                scratch, past_at, 0, _NONE, True,
-            )  # fmt: skip
-            # A group whose size is no multiple of a vector writes zeros into the next, which comes later.
-            to = shape[f.X_AT] + t * step + group * size
-            for v in range(0, units, _LANES):
-                gru_cell(scratch, x_at + v, scratch, past_at + v, units, mem, state_at + v, scratch, to + v)
-
-
-@_jit
-def _lstm(frame, frames, choice, w, const, mem, scratch, shape, levels, mats, counts):
-    """Layers of the LSTM, each over all frames."""
-    depth, units = shape[f.DEPTH], shape[f.UNITS]
-    x, x_at, step = mem, levels[depth, f.AT], levels[depth, f.STEP]
-    gates_at = shape[f.GATES_AT]
-    for layer in range(shape[f.LAYERS]):
-        m, h_at = f.OF_LEVEL * depth + 2 * layer, shape[f.RNN_AT] + 2 * layer * units
-        for t in range(frames):
-            active = counts[depth, _chosen(choice, frame + t)]
-            inputs = active if layer else counts[depth, shape[f.UFS] - 1]
-            to, vectors = shape[f.X_AT] + t * step, _vectors(active)
-            _product(
-                x, x_at + t * step, 0, 1, inputs, w, const, mats, m, 4 * vectors,
-                scratch, gates_at, 0, _NONE, True,
-            )  # fmt: skip
-            _product(
-                mem, h_at, 0, 1, active, w, const, mats, m + 1, 4 * vectors,
-                scratch, gates_at, 0, _NONE, False,
-            )  # fmt: skip
-            for v in range(vectors):
-                h, left = h_at + v * _LANES, active - v * _LANES
-                lstm_cell(scratch, gates_at + 4 * v * _LANES, mem, h, h + units, left, scratch, to + v * _LANES)
-            for v in range(vectors * _LANES, step):
-                scratch[to + v] = _ZERO
-        x, x_at = scratch, shape[f.X_AT]
-
-
-@_jit
-def _run(count, frame, frames, final, choice, w, const, mem, scratch, ints, shape, levels, mats, counts):
-    """Push ``count`` samples through that lie where the first stage expects them; returns how many came out.
-
-    They make up exactly ``frames`` frames, whose UFs are ``choice[frame:]``. ``final`` also gives out what awaits
-    samples that never come. The result begins at the last of the down-sampling buffers.
-    """
-    stages, depth, stride = shape[f.STAGES], shape[f.DEPTH], shape[f.STRIDE]
-    first = ints[f.SAMPLES] == 0
-    kept = 0 if first else levels[0, f.LAG]
-    for stage in range(stages):
-        to = levels[0, f.AT] + kept
-        if stage + 1 < stages:
-            to = shape[f.UP_AT] + (stage + 1) * shape[f.UP_STEP] + ints[f.UP_COUNT + stage + 1]
-        count = _upsample(mem, scratch, ints, const, shape, stage, count, to, final)
-    for i in range(1, depth + 1):
-        _encoder(i, first, frame, frames, choice, w, const, mem, scratch, ints, shape, levels, mats, counts)
-    used = (frames * levels[1, f.RATE] + (levels[1, f.LAG] if first else 0)) * stride
-    move(mem, levels[0, f.AT] + used, mem, levels[0, f.AT], kept + count - used)
-    if shape[f.GROUPS]:
-        _gru(frames, counts[depth, shape[f.UFS] - 1], w, const, mem, scratch, shape, levels, mats)
-    else:
-        _lstm(frame, frames, choice, w, const, mem, scratch, shape, levels, mats, counts)
-    out_at = shape[f.DOWN_AT] + (ints[f.DOWN_COUNT] if stages else 0)
-    for i in range(depth, 0, -1):
-        positions = _decoder(i, final, frame, frames, choice, w, const, mem, scratch, ints, shape, levels, mats, counts)
-        if i > 1:
-            _overlap(i, positions, 0, final, scratch, shape[f.X_AT], const, mem, scratch, ints, shape, levels, mats)
-        else:
-            count = stride * _overlap(
-                i, positions, 0, final, mem, out_at, const, mem, scratch, ints, shape, levels, mats
+TINY = 1e-30
+REFUSED = -1
+"""What `feed_function` gives for a sample that is not finite or too loud."""
+JOB = np.dtype(
+    [
+        *[
+            (name, np.int64)
+            for name in (
+                # Addresses, and how many of each there are.
+                *("plan", "levels", "mats", "matrices", "counts", "const", "consts", "route", "routes", "product"),
+                *("mem", "mems", "counters", "streams", "scratch", "scratches", "index", "indices"),
+                # Addresses: the streams that run (int64), their UFs (int64), their budgets (float32, 0 for none).
+                *("slots", "running", "choice", "choices", "width", "budgets", "route_any", "shared", "limit"),
+                # 1: only choose UFs, and leave the network out.
+                "route_only",
+                # Numbers from a stream's samples to the next one's.
+                *("x_step", "out_step"),
+                # Frames that are left if the signal ends, or -1; samples of silence that make the last one whole.
+                *("finish", "pad"),
             )
-        start, moved = levels[i, f.AT], frames * levels[i, f.RATE] * levels[i, f.STEP]
-        move(mem, start + moved, mem, start, levels[i, f.LAG] * levels[i, f.STEP])
-    for stage in range(stages):
-        to = shape[f.DOWN_AT] + (stage + 1) * shape[f.DOWN_STEP]
-        if stage + 1 < stages:
-            to += ints[f.DOWN_COUNT + stage + 1]
-        count = _downsample(mem, scratch, ints, const, shape, stage, count, to, final)
-    return count
+        ],
+        ("loudest", np.float32),
+    ]
+)
+"""What a call works on; see `feed_function`."""
 
 
-@_jit
-def _sample(x, pending_at, mem, pending, j):
-    """Sample ``j`` of those that wait and those that come."""
-    return mem[pending_at + j] if j < pending else x[j - pending]
-
-
-@_jit
-def _level(x, start, count, mem, ints, const, shape):
-    """What to divide the input by and multiply the output with, from the next ``count`` samples; not if running."""
-    at, pending_at, pending = shape[f.LEVEL_AT], shape[f.PENDING_AT], ints[f.PENDING]
-    mode = mem[at]
-    if mode in (f.NO_LEVEL, f.RUNNING_LEVEL):
-        return np.float32(1), np.float32(1)
-    if mode == f.SEEN_LEVEL and count:
-        total, power = mem[at + 2] + np.float32(count), 0.0
-        for j in range(start, start + count):
-            power += _sample(x, pending_at, mem, pending, j) ** 2
-        mem[at + 1] += (np.float32(power / count) - mem[at + 1]) * (np.float32(count) / total)
-        mem[at + 2] = total
-    scale = np.sqrt(mem[at + 1]) if mode == f.SEEN_LEVEL else mem[at + 1]
-    return const[f.FLOOR] + scale, scale
-
-
-@_jit
-def normalise(x, sums, rates, out, gain):
+@jit
+def normalise(x, sums, rate_0, rate_1, rate_2, out, gain):
     """`slimse.nn.RunningLevel` on ``[n]``; ``sums`` ``[6]`` is brought forward. ``out`` may be ``x``."""
     offset, slow, fast = float(sums[0]), float(sums[1]), float(sums[2])
     one, two, three = float(sums[3]), float(sums[4]), float(sums[5])
-    share, share_slow, share_fast = -np.expm1(-rates[0]), -np.expm1(-rates[1]), -np.expm1(-rates[2])
+    share, share_slow, share_fast = -np.expm1(-rate_0), -np.expm1(-rate_1), -np.expm1(-rate_2)
     for j in range(len(x)):
         v = x[j] - offset / one if one > 0 else 0.0
         offset += share * (x[j] - offset)
@@ -240,82 +62,275 @@ def normalise(x, sums, rates, out, gain):
         level = np.sqrt(max(slow / two, FAST_SHARE * recent))
         out[j] = v / (level + LEVEL_FLOOR)
         gain[j] = level * (recent / (recent + LEVEL_FLOOR * LEVEL_FLOOR))
-    # Numbers too small for a full mantissa, as silence leaves them, take processors many times as long.
-    sums[0] = offset if abs(offset) > _TINY else 0.0
-    sums[1] = slow if slow > _TINY else 0.0
-    sums[2] = fast if fast > _TINY else 0.0
+    # In float64 they would need an age to become zero.
+    sums[0] = offset if abs(offset) > TINY else 0.0
+    sums[1] = slow if slow > TINY else 0.0
+    sums[2] = fast if fast > TINY else 0.0
     sums[3], sums[4], sums[5] = one, two, three
 
 
-@_jit
-def take(mem, ints, const, shape, to, count):
+@jit
+def take(net, memory, slot, to, count):
     """Normalise ``count`` new samples at ``to`` if the level is running; their gains wait for the output."""
-    at, gain_at = shape[f.LEVEL_AT], shape[f.GAIN_AT] + ints[f.GAINS]
+    plan, mem, counters = net.plan, memory.mem, memory.counters
+    start = slot * plan.size
+    at, gain_at = start + plan.level_at, start + plan.gain_at + counters[slot, f.GAINS]
     if mem[at] == f.RUNNING_LEVEL:
-        x, rates = mem[to : to + count], const[f.RATES_AT : f.RATES_AT + 3]
-        normalise(x, mem[at + 1 : at + 7], rates, x, mem[gain_at : gain_at + count])
-        ints[f.GAINS] += count
+        x, gain = mem[to : to + count], mem[gain_at : gain_at + count]
+        normalise(x, mem[at + 1 : at + 7], plan.rate_0, plan.rate_1, plan.rate_2, x, gain)
+        counters[slot, f.GAINS] += count
 
 
-@_jit
-def give(out, mem, ints, shape, count):
+@jit
+def give(net, memory, slot, out, count):
     """Multiply ``count`` samples of output with their gains if the level is running."""
-    if mem[shape[f.LEVEL_AT]] == f.RUNNING_LEVEL:
-        gain_at, left = shape[f.GAIN_AT], ints[f.GAINS] - count
+    plan, mem = net.plan, memory.mem
+    start = slot * plan.size
+    if mem[start + plan.level_at] == f.RUNNING_LEVEL:
+        gain_at, left = start + plan.gain_at, memory.counters[slot, f.GAINS] - count
+        gain = mem[gain_at : gain_at + count]
         for j in range(count):
-            out[j] *= mem[gain_at + j]
-        for j in range(left):
-            mem[gain_at + j] = mem[gain_at + count + j]
-        ints[f.GAINS] = left
+            out[j] *= gain[j]
+        move(mem, gain_at + count, mem, gain_at, left)
+        memory.counters[slot, f.GAINS] = left
 
 
-@_jit
-def feed(x, choice, out, finish, pad, w, const, mem, scratch, ints, shape, levels, mats, counts):
-    """Take the samples ``x``, write all that are ready to ``out``; returns how many frames ran.
+@jit
+def sample(x, mem, pending_at, pending, j):
+    """Sample ``j`` of those that wait and those that come."""
+    return mem[pending_at + j] if j < pending else x[j - pending]
 
-    ``x`` is float32 ``[n]``; ``choice`` int64, the index of the UF of every frame that runs, whose last entry holds for
-    all behind it; ``out`` float32, as long as what becomes ready. ``finish`` is -1, or the frames that are left if the
-    signal ends behind ``x``, the last of them made whole by ``pad`` samples of silence. The others are the arrays of
-    `Weights`, of `Places` and of a stream.
+
+@jit
+def measure(net, memory, slot, x, start, count):
+    """Note what to divide the next ``count`` samples by and multiply their output with; both 1 if running."""
+    plan, mem = net.plan, memory.mem
+    at, pending_at = slot * plan.size + plan.level_at, slot * plan.size + plan.pending_at
+    mode, pending = mem[at], memory.counters[slot, f.PENDING]
+    if mode in (f.NO_LEVEL, f.RUNNING_LEVEL):
+        mem[at + f.DIVISOR], mem[at + f.FACTOR] = 1, 1
+        return
+    if mode == f.SEEN_LEVEL and count:
+        total, power = mem[at + 2] + np.float32(count), 0.0
+        for j in range(start, start + count):
+            power += sample(x, mem, pending_at, pending, j) ** 2
+        mem[at + 1] += (np.float32(power / count) - mem[at + 1]) * (np.float32(count) / total)
+        mem[at + 2] = total
+    scale = np.sqrt(mem[at + 1]) if mode == f.SEEN_LEVEL else mem[at + 1]
+    mem[at + f.DIVISOR], mem[at + f.FACTOR] = plan.floor + scale, scale
+
+
+@jit
+def rise(net, memory, slot, count, first, final):
+    """Up-sample ``count`` new samples of a stream to where the first level reads them; returns how many they are."""
+    plan = net.plan
+    start = slot * plan.size
+    for stage in range(plan.stages):
+        to = start + net.levels[0].at + (0 if first else net.levels[0].lag)
+        if stage + 1 < plan.stages:
+            waiting = memory.counters[slot, f.UP_COUNT + stage + 1]
+            to = start + plan.up_at + (stage + 1) * plan.up_step + waiting
+        count = upsample(net, memory, slot, stage, count, to, final)
+    return count
+
+
+@jit
+def fall(net, memory, slot, count, final):
+    """Down-sample the new output of a stream to the last of its buffers; returns how many samples it is."""
+    plan = net.plan
+    for stage in range(plan.stages):
+        to = slot * plan.size + plan.down_at + (stage + 1) * plan.down_step
+        if stage + 1 < plan.stages:
+            to += memory.counters[slot, f.DOWN_COUNT + stage + 1]
+        count = downsample(net, memory, slot, stage, count, to, final)
+    return count
+
+
+@jit
+def run_pass(net, memory, run, count):
+    """Push ``count`` samples of every stream through, which lie where the first stage expects them.
+
+    They make up exactly the frames of ``run``. Returns how many samples of each came out, at the last of the
+    down-sampling buffers.
     """
-    pending_at, pending = shape[f.PENDING_AT], ints[f.PENDING]
-    total, done, ready, frame = pending + len(x), 0, 0, 0
-    x_at, out_at = levels[0, f.AT], shape[f.DOWN_AT] + shape[f.STAGES] * shape[f.DOWN_STEP]
+    plan, levels, mem, scratch = net.plan, net.levels, memory.mem, memory.scratch
+    streams, stride, lag = len(run.slots), plan.stride, levels[0].lag
+    kept, ready = 0 if run.first else lag, count
+    for k in range(streams):
+        ready = rise(net, memory, run.slots[k], count, run.first, run.final)
+    for i in range(1, plan.depth + 1):
+        encoder(net, memory, run, i)
+    used = (run.frames * levels[1].rate + (levels[1].lag if run.first else 0)) * stride
+    for k in range(streams):
+        at = run.slots[k] * plan.size + levels[0].at
+        move(mem, at + used, mem, at, kept + ready - used)
+    if plan.groups:
+        gru(net, memory, run)
+    else:
+        lstm(net, memory, run)
+    strides = 0
+    for i in range(plan.depth, 0, -1):
+        level, step = levels[i], levels[i].step
+        positions = run.frames * level.rate + (level.lag if run.final else 0)
+        decoder(net, memory, run, i, positions)
+        strides = positions + (plan.kernel // stride - 1 if run.final else 0)
+        for k in range(streams):
+            slot = run.slots[k]
+            start, base = slot * plan.size, k * positions
+            if i > 1:
+                to = plan.x_at + k * strides * stride * levels[i - 1].step
+                overlap(net, memory, i, start, base, positions, run.final, scratch, to)
+            else:
+                to = start + plan.down_at + (memory.counters[slot, f.DOWN_COUNT] if plan.stages else 0)
+                overlap(net, memory, i, start, base, positions, run.final, mem, to)
+            move(mem, start + level.at + run.frames * level.rate * step, mem, start + level.at, level.lag * step)
+    for k in range(streams):
+        count = fall(net, memory, run.slots[k], stride * strides, run.final)
+    return count
+
+
+@jit
+def refuses(x, slots, step, count, loudest):
+    """Whether a sample is not finite or too loud."""
+    bad = 0
+    for k in range(len(slots)):
+        row = x[slots[k] * step : slots[k] * step + count]
+        for j in range(count):
+            bad += 0 if abs(row[j]) <= loudest else 1
+    return bad > 0
+
+
+@jit
+def enter(net, memory, slot, x, done, count, early_at):
+    """Bring the next ``count`` samples of a stream to its first stage, divided by the level; returns where they are."""
+    plan, mem, counters = net.plan, memory.mem, memory.counters
+    start, pending = slot * plan.size, counters[slot, f.PENDING]
+    divisor = mem[start + plan.level_at + f.DIVISOR]
+    to = start + plan.up_at + counters[slot, f.UP_COUNT] if plan.stages else start + net.levels[0].at + early_at
+    pending_at, waits = start + plan.pending_at, min(max(pending - done, 0), count)
+    for j in range(waits):
+        mem[to + j] = mem[pending_at + done + j] / divisor
+    fresh = x[done + waits - pending :]
+    for j in range(count - waits):
+        mem[to + waits + j] = fresh[j] / divisor
+    take(net, memory, slot, to, count)
+    return to
+
+
+@jit
+def feed(net, memory, job, slots, choice, budgets, x, count, out):
+    """See `feed_function`."""
+    plan, mem, counters, lead = net.plan, memory.mem, memory.counters, slots[0]
+    total, done, ready, frame = counters[lead, f.PENDING] + count, 0, 0, 0
+    out_at = plan.down_at + plan.stages * plan.down_step
     last = False
     while not last:
-        need = shape[f.HOP] if ints[f.SAMPLES] else shape[f.FIRST]
-        frames = min(1 + (total - done - need) // shape[f.HOP], STEP_FRAMES)
+        need = plan.hop if counters[lead, f.SAMPLES] else plan.first
+        frames = min(1 + (total - done - need) // plan.hop, STEP_FRAMES)
         last = frames < 1
-        if last and finish < 0:
+        if last and job.finish < 0:
             break
-        used = total - done if last else need + (frames - 1) * shape[f.HOP]
-        divisor, factor = _level(x, done, used, mem, ints, const, shape)
+        used = total - done if last else need + (frames - 1) * plan.hop
+        for k in range(len(slots)):
+            row = x[slots[k] * job.x_step :]
+            measure(net, memory, slots[k], row, done, used)
         end = done + used
         while done < end or last:
-            now = finish if last else min(frames, shape[f.FRAMES])
-            need = shape[f.HOP] if ints[f.SAMPLES] else shape[f.FIRST]
-            count = used if last else need + (now - 1) * shape[f.HOP]
-            to = shape[f.UP_AT] + ints[f.UP_COUNT]
-            if not shape[f.STAGES]:
-                to = x_at + (levels[0, f.LAG] if ints[f.SAMPLES] else 0)
-            for j in range(count):
-                mem[to + j] = _sample(x, pending_at, mem, pending, done + j) / divisor
-            take(mem, ints, const, shape, to, count)
-            if last:
-                for j in range(count, count + pad):
-                    mem[to + j] = _ZERO
-                count += pad
-            got = _run(count, frame, now, last, choice, w, const, mem, scratch, ints, shape, levels, mats, counts)
-            got = min(got, len(out) - ready)
-            for j in range(got):
-                out[ready + j] = mem[out_at + j] * factor
-            give(out[ready : ready + got], mem, ints, shape, got)
-            ready += got
-            ints[f.SAMPLES] += count
-            done, frames, frame = done + count, frames - now, frame + now
+            first = counters[lead, f.SAMPLES] == 0
+            need = plan.first if first else plan.hop
+            now = job.finish if last else min(frames, plan.frames)
+            part = used if last else need + (now - 1) * plan.hop
+            run = Pass(slots, choice, job.width, frame, now, first, last)
+            for k in range(len(slots)):
+                slot = slots[k]
+                row = x[slot * job.x_step :]
+                to = enter(net, memory, slot, row, done, part, 0 if first else net.levels[0].lag)
+                if budgets[slot] > 0:
+                    hear(plan, memory, slot, to, part)
+                if last:
+                    mem[to + part : to + part + job.pad] = ZERO
+            # Where no frame is left, the last one owns the tail.
+            if job.route_any and not (last and now == 0 and frame):
+                choose(net, memory, run, budgets, job.shared, need - plan.hop, part)
+            for k in range(len(slots)):
+                # A budget has a column per frame, a fixed UF may have one for all.
+                for t in range(frame, min(frame + max(now, 1), job.width)):
+                    choice[slots[k], t] = min(choice[slots[k], t], job.limit)
+            pushed = part + (job.pad if last else 0)
+            got = 0 if job.route_only else min(run_pass(net, memory, run, pushed), job.out_step - ready)
+            for k in range(len(slots)):
+                slot = slots[k]
+                if job.route_only:
+                    counters[slot, f.GAINS] = 0
+                result = out[slot * job.out_step + ready : slot * job.out_step + ready + got]
+                source = mem[slot * plan.size + out_at : slot * plan.size + out_at + got]
+                factor = mem[slot * plan.size + plan.level_at + f.FACTOR]
+                for j in range(got):
+                    result[j] = source[j] * factor
+                give(net, memory, slot, result, got)
+                counters[slot, f.SAMPLES] += pushed
+            ready, done, frames, frame = ready + got, done + part, frames - now, frame + now
             if last:
                 break
-    for j in range(total - done):
-        mem[pending_at + j] = _sample(x, pending_at, mem, pending, done + j)
-    ints[f.PENDING] = total - done
+    for k in range(len(slots)):
+        slot = slots[k]
+        pending_at, pending = slot * plan.size + plan.pending_at, counters[slot, f.PENDING]
+        row = x[slot * job.x_step :]
+        for j in range(total - done):
+            mem[pending_at + j] = sample(row, mem, pending_at, pending, done + j)
+        counters[slot, f.PENDING] = total - done
     return frame
+
+
+def _feed_of(digest):
+    """See `feed_function`."""
+
+    def entry(job_at, x_at, count, out_at):
+        _ = digest
+        job = carray(pointer(job_at), (1,), JOB)[0]
+        plan = carray(pointer(job.plan), (1,), f.PLAN)[0]
+        tables = plan.depth + 1, plan.ufs
+        net = Net(
+            plan,
+            carray(pointer(job.levels), (plan.depth + 1,), f.LEVEL),
+            carray(pointer(job.mats), (job.matrices,), f.MATRIX),
+            carray(pointer(job.counts), tables, np.int64),
+            carray(pointer(job.const), (job.consts,), np.float32),
+            carray(pointer(job.route), (job.routes,), np.float32),
+            job.product,
+        )
+        memory = Memory(
+            carray(pointer(job.mem), (job.mems,), np.float32),
+            carray(pointer(job.counters), (job.streams, f.COUNTERS), np.int64),
+            carray(pointer(job.scratch), (job.scratches,), np.float32),
+            carray(pointer(job.index), (job.indices,), np.int64),
+        )
+        slots = carray(pointer(job.slots), (job.running,), np.int64)
+        choice = carray(pointer(job.choice), (job.streams, job.choices), np.int64)
+        budgets = carray(pointer(job.budgets), (job.streams,), np.float32)
+        x = carray(pointer(x_at), (job.streams * job.x_step,), np.float32)
+        out = carray(pointer(out_at), (job.streams * job.out_step,), np.float32)
+        if job.loudest > 0 and refuses(x, slots, job.x_step, count, job.loudest):
+            return REFUSED
+        register = rounding()
+        set_rounding(np.uint32(register | FLUSH))
+        frames = feed(net, memory, job, slots, choice, budgets, x, count, out)
+        set_rounding(register)
+        return frames
+
+    return entry
+
+
+@cache
+def feed_function() -> Callable[[int, int, int, int], int]:
+    """Take samples of the streams of a job, write all that are ready; returns how many frames ran, or `REFUSED`.
+
+    The C function takes the address of a `JOB`, the address of float32 samples ``[streams, x_step]``, how many of each
+    row to take, and the address for ``[streams, out_step]`` of output. The streams at ``slots`` are at the same place
+    of their signals. Each has in its row of ``choice`` the index of the UF of every frame that runs, the last holding
+    for all behind it; where its budget is not 0, the router writes them, so there must be a column per frame. None is
+    wider than the index ``limit``. A job with ``loudest`` above 0 refuses
+    samples beyond it, or not finite, before anything has changed.
+    """
+    number = types.int64
+    return compiled(_feed_of(sources()), number, number, number, number, number)[0]

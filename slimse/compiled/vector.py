@@ -5,7 +5,7 @@ has no vector exponential. So the innermost steps are built here from LLVM's vec
 AVX-512 one vector is one register, elsewhere LLVM splits it. None of them checks bounds.
 
 Arrays are one-dimensional and contiguous, float32; weights may be float16, passed as ``uint16``, and are widened in
-registers. ``*_at`` are offsets in elements.
+registers. They may also be int8, with a scale per column. ``*_at`` are offsets in elements.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -28,8 +29,11 @@ WIDE = 4 if _FEATURES.get("avx512f") else 1
 WIDENS = bool(_FEATURES.get("f16c", platform.machine().lower() in ("arm64", "aarch64")))
 """Whether the CPU turns float16 into float32 as fast as it loads it."""
 
+NONE = np.float32(-np.inf)
+"""A floor that changes nothing."""
+
 _FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_VECTOR, _INTS, _HALVES = (ir.VectorType(kind, LANES) for kind in (_FLOAT, _I32, ir.HalfType()))
+_VECTOR, _INTS, _HALVES, _BYTES = (ir.VectorType(kind, LANES) for kind in (_FLOAT, _I32, ir.HalfType(), ir.IntType(8)))
 _EXP = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 """Taylor coefficients: within half of ln 2 the next term is below 1e-7."""
 _SHIFTER = 1.5 * 2**23
@@ -57,11 +61,15 @@ class _Code:
         element = self.builder.gep(pointer, [at])
         return self.builder.load(self.builder.bitcast(element, kind.as_pointer()), align=4)
 
-    def load_weights(self, pointer: Any, at: Any, *, half: bool) -> Any:
-        if not half:
+    def load_weights(self, pointer: Any, at: Any, kind: Any) -> Any:
+        build = self.builder
+        if kind == types.float32:
             return self.load(pointer, at)
-        element = self.builder.bitcast(self.builder.gep(pointer, [at]), _HALVES.as_pointer())
-        return self.builder.fpext(self.builder.load(element, align=2), _VECTOR)
+        if kind == types.int8:
+            element = build.bitcast(build.gep(pointer, [at]), _BYTES.as_pointer())
+            return build.sitofp(build.sext(build.load(element, align=1), _INTS), _VECTOR)
+        element = build.bitcast(build.gep(pointer, [at]), _HALVES.as_pointer())
+        return build.fpext(build.load(element, align=2), _VECTOR)
 
     def store(self, value: Any, pointer: Any, at: Any) -> None:
         element = self.builder.bitcast(self.builder.gep(pointer, [at]), _VECTOR.as_pointer())
@@ -124,11 +132,12 @@ def _void(emit: Callable[..., None], *kinds: Any) -> tuple[Any, Callable[..., An
 def make_tile(rows: int, vectors: int) -> Callable[..., None]:
     """Build the product of ``rows`` rows of activations with ``vectors`` vectors of columns of a weight.
 
-    The result is ``tile(row, column, job)`` with ``job = (x, x_at, x_step, w, w_at, w_step, w_next, out, out_at,
-    out_step, init, init_at, init_step, count, floor)``. For its rows ``p`` (from ``row``) and vectors ``v`` (from
-    ``column``) it computes ``out[p, v] = max(floor, init[p, v] + sum over j < count of x[p, j] * w[j, v])``. Row ``p``
-    is ``p * *_step`` elements from the start, and so is row ``j`` of ``w``, whose vector ``v`` is another
-    ``v * w_next`` away. ``init_step = 0`` gives all rows the same ``init``.
+    The result is ``tile(row, column, job)`` with ``job = (x, x_at, x_step, w, w_at, w_step, w_next, scale, scale_at,
+    out, out_at, out_step, init, init_at, init_step, count, floor)``. For its rows ``p`` (from ``row``) and vectors
+    ``v`` (from ``column``) it computes ``out[p, v] = max(floor, init[p, v] + sum over j < count of x[p, j] *
+    w[j, v])``; if ``w`` is int8, the sum is multiplied with ``scale[v]``, which others do not read. Row ``p`` is
+    ``p * *_step`` elements from the start, and so is row ``j`` of ``w``, whose vector ``v`` is another ``v * w_next``
+    away. ``init_step = 0`` gives all rows the same ``init``.
     """
     places = [(row, vector) for row in range(rows) for vector in range(vectors)]
 
@@ -137,8 +146,9 @@ def make_tile(rows: int, vectors: int) -> Callable[..., None]:
         parts = [
             code.unwrap(kind, part) for kind, part in zip(kinds, cgutils.unpack_tuple(code.builder, job), strict=True)
         ]
-        x, x_at, x_step, w, w_at, w_step, w_next, out, out_at, out_step, init, init_at, init_step, count, floor = parts
-        half = kinds[3].dtype != types.float32
+        x, x_at, x_step, w, w_at, w_step, w_next, scale, scale_at, *parts = parts
+        out, out_at, out_step, init, init_at, init_step, count, floor = parts
+        kind = kinds[3].dtype
         build = code.builder
         start = build.mul(column, _I64(LANES))
 
@@ -148,12 +158,13 @@ def make_tile(rows: int, vectors: int) -> Callable[..., None]:
 
         sums = {key: cgutils.alloca_once(build, _VECTOR) for key in places}
         for key in places:
-            build.store(code.load(init, place(init_at, init_step, *key)), sums[key])
+            begin = code.load(init, place(init_at, init_step, *key)) if kind != types.int8 else code.constant(0.0)
+            build.store(begin, sums[key])
         x_rows = [build.add(x_at, build.mul(x_step, build.add(row, _I64(p)))) for p in range(rows)]
         w_columns = [build.add(w_at, build.mul(w_next, build.add(column, _I64(v)))) for v in range(vectors)]
         with cgutils.for_range(build, count) as loop:
             behind = build.mul(loop.index, w_step)
-            weights = [code.load_weights(w, build.add(column_at, behind), half=half) for column_at in w_columns]
+            weights = [code.load_weights(w, build.add(column_at, behind), kind) for column_at in w_columns]
             for p in range(rows):
                 factor = code.spread(code.load(x, build.add(x_rows[p], loop.index), _FLOAT))
                 for vector in range(vectors):
@@ -161,7 +172,11 @@ def make_tile(rows: int, vectors: int) -> Callable[..., None]:
                     build.store(total, sums[p, vector])
         least = code.spread(floor)
         for key in places:
-            code.store(code.at_least(build.load(sums[key]), least), out, place(out_at, out_step, *key))
+            total = build.load(sums[key])
+            if kind == types.int8:
+                factor = code.load(scale, place(scale_at, _I64(0), *key))
+                total = code.multiply_add(total, factor, code.load(init, place(init_at, init_step, *key)))
+            code.store(code.at_least(total, least), out, place(out_at, out_step, *key))
 
     def tile(context, row, column, job):  # type: ignore[no-untyped-def]
         return _void(emit, row, column, job)
@@ -253,3 +268,86 @@ def lstm_cell(context, gates, gates_at, state, h_at, c_at, active, out, out_at):
         code.store(build.select(runs, new_h, code.constant(0.0)), out, out_at)
 
     return _void(emit, gates, gates_at, state, h_at, c_at, active, out, out_at)
+
+
+# Memory, calls and the state of the processor -----------------------------------------------------------------------
+
+
+@intrinsic
+def pointer(context, address):  # type: ignore[no-untyped-def]
+    """An address as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def weights_at(context, address, kind):  # type: ignore[no-untyped-def]
+    """An address as a pointer to numbers of ``kind``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(kind.dtype)(types.int64, kind), generate
+
+
+@intrinsic
+def call_product(  # type: ignore[no-untyped-def]
+    context, function, x, x_at, x_step, rows, inputs, weights, step, following, group, scale, scale_at,
+    bias, bias_at, vectors, out, out_at, out_step, limits,
+):  # fmt: skip
+    """Call what `slimse.compiled.products.product_address` gave, with arrays and offsets for its pointers."""
+
+    def emit(code: _Code, function: Any, *values: Any) -> None:
+        x, x_at, x_step, rows, inputs, weights, step, following, group, scale, scale_at, *rest = values
+        bias, bias_at, vectors, out, out_at, out_step, limits = rest
+        build = code.builder
+        arguments = [
+            *(build.gep(x, [x_at]), x_step, rows, inputs, weights, step, following, group),
+            *(build.gep(scale, [scale_at]), build.gep(bias, [bias_at]), vectors),
+            *(build.gep(out, [out_at]), out_step, limits),
+        ]
+        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        build.call(build.inttoptr(function, kind.as_pointer()), arguments)
+
+    return _void(
+        emit, function, x, x_at, x_step, rows, inputs, weights, step, following, group, scale, scale_at,
+        bias, bias_at, vectors, out, out_at, out_step, limits,
+    )  # fmt: skip
+
+
+FLUSH = 0x8040 if platform.machine().lower() in ("x86_64", "amd64") else 0
+"""Bits of the control register that make numbers too small for a full mantissa zero, as arguments and as results."""
+
+
+def _control(builder: Any, name: str, slot: Any) -> None:
+    byte = ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [byte]), name)
+    builder.call(function, [builder.bitcast(slot, byte)])
+
+
+@intrinsic
+def rounding(context):  # type: ignore[no-untyped-def]
+    """The control register of floating point of this thread; 0 where it is not known."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        slot = cgutils.alloca_once_value(builder, _I32(0))
+        if FLUSH:
+            _control(builder, "llvm.x86.sse.stmxcsr", slot)
+        return builder.load(slot)
+
+    return types.uint32(), generate
+
+
+@intrinsic
+def set_rounding(context, register):  # type: ignore[no-untyped-def]
+    """Set what `rounding` gives."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if FLUSH:
+            _control(builder, "llvm.x86.sse.ldmxcsr", cgutils.alloca_once_value(builder, args[0]))
+        return context.get_dummy_value()
+
+    return types.void(types.uint32), generate

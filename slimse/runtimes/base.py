@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..width import UF, Request
+from ..width import Request
 
 if TYPE_CHECKING:
     from ..model import ModelState, SlimModel
 
 STEP_FRAMES = 256
 """Most frames of one step of a stream: bounds the memory that a long chunk takes."""
+WEIGHTS = ("float32", "float16", "int8")
+"""Number formats in which a compiled runtime can keep weights."""
 LOUDEST = 1e6
 """Largest sample, full scale being 1: beyond, squares of samples inside the network leave the range of float32."""
 
@@ -27,8 +29,8 @@ class Options(NamedTuple):
     """Side by side, all with chunks of one length."""
     shared: bool = False
     """The router decides for all of them alike."""
-    half: bool = False
-    """Weights may be rounded to float16."""
+    weights: str | None = None
+    """One of `WEIGHTS`, to which weights are rounded; None for what holds them exactly."""
 
 
 class Session(Protocol):
@@ -74,8 +76,9 @@ class Session(Protocol):
 class Slots(Protocol):
     """Streams that come and go, as a `slimse.serving.StreamBatch` runs them."""
 
-    choice: Tensor
-    """Index of the UF of every slot's last frame, ``[capacity]``."""
+    @property
+    def choice(self) -> Tensor:
+        """Index of the UF of every slot's last frame, ``[capacity]``."""
 
     def join(self, slot: int) -> None:
         """Begin a stream."""
@@ -111,8 +114,15 @@ class Runtime:
         """Streams that come and go."""
         raise NotImplementedError
 
-    def enhance(self, model: SlimModel, noisy: Tensor, uf: UF, input_std: Tensor | None) -> Tensor:
-        """Whole signals ``[B, T]``; ``uf`` as in `slimse.SlimModel.forward`, ``input_std`` as in ``initial_state``."""
+    def enhance(self, model: SlimModel, noisy: Tensor, request: Request, input_std: Tensor | None) -> Tensor:
+        """Whole signals ``[B, T]``.
+
+        Args:
+            model: to run.
+            noisy: ``[B, T]``.
+            request: checked already; UFs as in `slimse.SlimModel.forward`, or one budget per signal.
+            input_std: as in `slimse.SlimModel.initial_state`.
+        """
         raise NotImplementedError
 
     def route(self, model: SlimModel, noisy: Tensor, budgets: Tensor) -> Tensor:

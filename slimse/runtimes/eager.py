@@ -108,8 +108,10 @@ class EagerRuntime(Runtime):
 
     def session(self, model: SlimModel, options: Options) -> EagerSession:
         """Streams side by side."""
-        if options.half:
-            raise ValueError("half = True: expected False, as this streamer does not run on a compiled runtime")
+        if options.weights is not None:
+            raise ValueError(
+                f"weights = {options.weights!r}: expected None, as this streamer does not run on a compiled runtime"
+            )
         return EagerSession(model, options)
 
     def slots(self, model: SlimModel, capacity: int) -> EagerSlots:
