@@ -25,7 +25,7 @@ from slimse.training.routing import (
     frame_benefit,
     max_entropy_shares,
     measured,
-    own_use,
+    router_overhead_uf,
     straight_through_gates,
 )
 from slimse.training.run import prepare
@@ -143,7 +143,7 @@ def test_calibration_makes_the_mean_use_what_is_asked(config):
     model.router.output.weight.normal_(std=2.0)
     noisy = 0.05 * torch.randn(20, 1, 8000) * torch.logspace(-1.5, 0.5, 20)[:, None, None]
     calibrate(model, noisy)
-    costs, own = profile(model), own_use(model)
+    costs, own = profile(model), router_overhead_uf(model)
     assert own > 0.01
     for budget in model.router.budgets[1:-1]:
         ufs = model.route(noisy, float(budget))
@@ -210,7 +210,7 @@ def test_stages_train_what_they_should():
         assert {ok for name, ok in gradients.items() if not name.startswith("router.")} == {backbone}, stage
         assert {ok for name, ok in gradients.items() if name.startswith("router.")} == {router}, stage
     # Without a gradient through the gates, the router still learns from measured benefits, and the backbone from it.
-    module = module_of(replace(CONFIG, stage="joint", through=0.0))
+    module = module_of(replace(CONFIG, stage="joint", straight_through=0.0))
     routed = []
     module.model.register_forward_pre_hook(lambda _, args: routed.append(args[1]))
     module.training_step(batch, 0).backward()
@@ -246,7 +246,7 @@ def test_the_router_stage_weighs_every_width_at_several_budgets(monkeypatch):
     wanted = model.router.knot_weights(asked[0]) @ model.router.bias_width
     octaves = torch.tensor(model.ufs).log2()
     shares = (-2 * (wanted[:, None] - octaves).square()).softmax(-1).unflatten(0, (3, 3)).mean(0)
-    assert float(logged["train/guide"]) == pytest.approx((shares * costs.mean(1)).sum(1).mean().item(), rel=1e-3)
+    assert float(logged["train/benefit"]) == pytest.approx((shares * costs.mean(1)).sum(1).mean().item(), rel=1e-3)
     with pytest.raises(ValueError, match="budgets_per_item = 2"):
         replace(CONFIG, budgets_per_item=2)
     with pytest.raises(ValueError, match="measured = 1: expected at least batch"):

@@ -34,11 +34,11 @@ CONFIG = TrainConfig(
     batch=2,
     narrow_batch=2,
     steps=6,
-    every=2,
+    val_interval=2,
     warmup=2,
     precision="32-true",
     workers=0,
-    ema=0.5,
+    ema_decay=0.5,
     valid_speakers=("p286", "p287"),
     valid_items=2,
 )
@@ -100,7 +100,7 @@ def curve(folder):
     """The logged training losses of a run, by step."""
     with (folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/routed"]]
-    names = ("step", "train/routed", "train/1.0", "train/efficiency", "train/guide")
+    names = ("step", "train/routed", "train/1.0", "train/efficiency", "train/benefit")
     return [[float(row[name]) for name in names] for row in rows]
 
 
@@ -263,7 +263,7 @@ def test_fine_tuning_on_a_folder_of_pairs_is_one_command(voicebank, tmp_path):
     slimse.save(SlimModel("small"), tmp_path / "start.safetensors")
     recipe = tmp_path / "tune.toml"
     recipe.write_text(
-        'stage = "joint"\nseconds = 0.4\nbatch = 2\nnarrow_batch = 2\nsteps = 1\nevery = 1\nprecision = "32-true"\n'
+        'stage = "joint"\nseconds = 0.4\nbatch = 2\nnarrow_batch = 2\nsteps = 1\nval_interval = 1\nprecision = "32-true"\n'
         f'workers = 0\ninit = "{tmp_path / "start.safetensors"}"\n'
     )
     result = CliRunner().invoke(app, ["train", str(recipe), "--data", str(pairs), "-o", str(tmp_path / "out")])

@@ -30,11 +30,11 @@ CONFIG = TrainConfig(
     batch=3,
     narrow_batch=2,
     steps=6,
-    every=3,
+    val_interval=3,
     warmup=2,
     precision="32-true",
     workers=0,
-    ema=0.5,
+    ema_decay=0.5,
 )
 
 
@@ -267,7 +267,7 @@ def test_training_resumes_exactly_and_writes_weights(data, network):
     config = CONFIG.override(network=network)
     whole = train(config, data / "train", data / "whole", data / "valid", progress=False)
     # The same run, cut after the first three steps and taken up again.
-    train(config.override(steps=3, decay=0.0), data / "train", data / "cut", data / "valid", progress=False)
+    train(config.override(steps=3, cooldown=0.0), data / "train", data / "cut", data / "valid", progress=False)
     assert sorted(path.name for path in (data / "cut").glob("*.ckpt")) == ["last.ckpt"]
     resumed = train(config, data / "train", data / "cut", data / "valid", progress=False)
     one, other = slimse.load(whole), slimse.load(resumed)
@@ -284,7 +284,7 @@ def test_mixing_on_the_device_gives_what_the_loader_gives(data):
         source.trainer = types.SimpleNamespace(world_size=2, global_rank=1, global_step=3)
         cpu = torch.device("cpu")
         batches.append([source.transfer_batch_to_device(batch, cpu, 0) for batch in source.train_dataloader()])
-    assert len(batches[0]) == CONFIG.every
+    assert len(batches[0]) == CONFIG.val_interval
     for one, other in zip(*batches, strict=True):
         for signal, again in zip(one, other, strict=True):
             assert signal.shape == (5, 1, 8000)
@@ -316,7 +316,7 @@ def test_a_run_of_some_minutes_ends_with_its_tail_and_goes_on(data, monkeypatch)
         # Seven steps fit, with what is kept back for the end; the recipe has six in all.
         assert torch.load(out / "last.ckpt", weights_only=False)["global_step"] == 7 * part
     for part in (rates[2:7], rates[9:14]):
-        assert part[0] == pytest.approx(CONFIG.rate) and part[-1] < 0.5 * part[0]
+        assert part[0] == pytest.approx(CONFIG.learning_rate) and part[-1] < 0.5 * part[0]
         assert part == sorted(part, reverse=True)
     assert slimse.load(out / "model.safetensors")
     with pytest.raises(ValueError, match="minutes = 0"):
@@ -324,7 +324,7 @@ def test_a_run_of_some_minutes_ends_with_its_tail_and_goes_on(data, monkeypatch)
 
 
 def test_steps_lower_the_loss():
-    module = SlimmableTraining(CONFIG.override(warmup=1, steps=1000, rate=5e-3), SlimModel("small"))
+    module = SlimmableTraining(CONFIG.override(warmup=1, steps=1000, learning_rate=5e-3), SlimModel("small"))
     module.log = lambda *_, **__: None
     optimizer = module.configure_optimizers()["optimizer"]
     clean = 0.05 * torch.sin(2 * torch.pi * 200 * torch.arange(4000) / 16_000).expand(3, 1, -1)
@@ -343,7 +343,7 @@ def test_fine_tuning_starts_from_given_weights(data):
     torch.manual_seed(5)
     initial = SlimModel("small")
     path = train(
-        CONFIG.override(steps=1, every=1, rate=1e-9, ema=0.0),
+        CONFIG.override(steps=1, val_interval=1, learning_rate=1e-9, ema_decay=0.0),
         data / "train",
         data / "tuned",
         None,
@@ -366,7 +366,7 @@ def test_recipes_are_read_and_checked(tmp_path):
         ("batch = 0", "batch = 0"),
         ("narrow_batch = 99", "narrow_batch = 99"),
         ("narrow_widths = 3", "narrow_widths = 3"),
-        ("ema = 1.0", "ema = 1.0"),
+        ("ema_decay = 1.0", "ema_decay = 1.0"),
         ('preset = "big"', "preset = 'big'"),
     ):
         (tmp_path / "bad.toml").write_text(text)

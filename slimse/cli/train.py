@@ -43,7 +43,7 @@ def train(
         int | None, typer.Option(help="Steps of the whole run; the learning rate's tail ends there.")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Segments per step and process.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     precision: Annotated[str | None, typer.Option(help="Lightning's precision, such as 32-true or bf16-mixed.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that mix.")] = None,
     devices: Annotated[
@@ -79,7 +79,9 @@ def train(
     config = (
         TrainConfig.read(recipe)
         .with_settings(setting or ())
-        .override(steps=steps, batch=batch, rate=rate, precision=precision, workers=workers, seed=seed)
+        .override(
+            steps=steps, batch=batch, learning_rate=learning_rate, precision=precision, workers=workers, seed=seed
+        )
     )
     initial = load(init).requires_grad_(True) if init else None
     weights = run(

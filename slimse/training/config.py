@@ -19,8 +19,8 @@ from .mixing import Recipe
 STAGES = ("backbone", "router", "joint", "fixed")
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true", "bf16-true", "16-true", "transformer-engine")
 _NOT_NEGATIVE = (
-    *("beta", "gamma", "through", "guide", "router_rate", "distill", "spectral", "error_level", "pesq", "warmup"),
-    *("weight_decay", "workers", "seed"),
+    *("beta", "gamma", "straight_through", "benefit_weight", "router_rate_factor", "distill", "spectral"),
+    *("error_level", "pesq", "warmup", "weight_decay", "workers", "seed"),
 )
 
 
@@ -65,14 +65,14 @@ class TrainConfig:
     measured: int = 400
     """Mixtures that stage ``router`` runs at every width before its first step. It trains on these alone, pass after
     pass: what widths are worth does not change while the backbone is frozen."""
-    through: float = 1.0
-    """In stage ``joint``, factor on the straight-through gradient of the routed output that reaches the router. 0
-    leaves it to `guide` what widths are worth; the backbone still learns to run at what the router chooses."""
-    guide: float = 10.0
+    straight_through: float = 1.0
+    """In stage ``joint``, factor on the straight-through gradient of the routed output that reaches the router. At 0
+    the router learns from `benefit_weight` alone; the backbone still learns to run at what the router chooses."""
+    benefit_weight: float = 10.0
     """Weight of what the widths of the step were worth at each frame (`frame_benefit`), in the router's loss. Benefits
     are about 0.1 per frame, small beside the pull to the budget. Stage ``router`` measures all widths; elsewhere those
     that do not run are taken to lie between in proportion to their octaves."""
-    router_rate: float = 3.0
+    router_rate_factor: float = 3.0
     """Learning rate of the router, in units of that of all else."""
     temperature: float = 1.0
     temperature_end: float = 0.3
@@ -87,18 +87,18 @@ class TrainConfig:
     """Weight of a point of `PesqDistance` in the enhancement loss."""
     steps: int = 5000
     """Optimiser steps of the whole run, resumed parts included."""
-    rate: float = 2e-3
+    learning_rate: float = 2e-3
     """Peak learning rate (see `MuonAdamW`)."""
     warmup: int = 200
     """Steps of linear warm-up."""
-    decay: float = 0.3
+    cooldown: float = 0.3
     """Share of the steps, at the end, over which the rate falls to zero as ``1 - sqrt(progress)``."""
     weight_decay: float = 0.01
-    clip: float = 1.0
+    grad_clip_norm: float = 1.0
     """Gradient norm limit."""
-    ema: float = 0.99
+    ema_decay: float = 0.99
     """Decay per step of the averaged weights, which are those that are validated and exported."""
-    every: int = 250
+    val_interval: int = 250
     """Steps between validations and checkpoints."""
     valid_speakers: tuple[str, ...] = ()
     """Of a folder of pairs: files whose names begin with one of these and ``_`` are watched, not trained on."""
@@ -115,7 +115,10 @@ class TrainConfig:
         for name, known in (("preset", sorted(PRESETS)), ("stage", STAGES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {list(known)}")
-        positive = ("seconds", "batch", "narrow_batch", "steps", "rate", "clip", "every", "valid_items")
+        positive = (
+            *("seconds", "batch", "narrow_batch", "steps", "learning_rate", "grad_clip_norm", "val_interval"),
+            "valid_items",
+        )
         for name in (*positive, "temperature", "temperature_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a positive number")
@@ -131,7 +134,7 @@ class TrainConfig:
             raise ValueError(f"measured = {self.measured}: expected at least batch = {self.batch}")
         if self.narrow_batch > self.batch:
             raise ValueError(f"narrow_batch = {self.narrow_batch}: expected at most batch = {self.batch}")
-        for name in ("decay", "ema", "switching"):
+        for name in ("cooldown", "ema_decay", "switching"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number in [0, 1)")
         for name in _NOT_NEGATIVE:

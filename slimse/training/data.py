@@ -163,7 +163,7 @@ class TrainingData(lightning.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Pair]:
-        """The items of the next ``every`` steps: they depend on the step alone, so a resumed run sees the same.
+        """The items of the next ``val_interval`` steps: they depend on the step alone, so a resumed run sees the same.
 
         Process ``r`` of ``n`` takes every ``n``-th, so that all of them together see in a step what one with ``n``
         times the batch would.
@@ -173,13 +173,13 @@ class TrainingData(lightning.LightningDataModule):
         processes, rank = self.trainer.world_size, self.trainer.global_rank
         if self.measured is not None:
             # Of every step anew, so that a resumed run sees the same.
-            steps = range(self.trainer.global_step, self.trainer.global_step + config.every)
+            steps = range(self.trainer.global_step, self.trainer.global_step + config.val_interval)
             together = min(config.batch * processes, len(self.measured))
             draws = (np.random.default_rng([config.seed, step, 2]).permutation(len(self.measured)) for step in steps)
             drawn = [int(index) for draw in draws for index in draw[:together][rank::processes]]
             chosen: Subset[Any] = Subset(self.measured, drawn)  # type: ignore[arg-type]
             return DataLoader(chosen, batch_size=config.batch)
-        size = config.batch * processes * config.every
+        size = config.batch * processes * config.val_interval
         items = self.items(self.trainer.global_step * config.batch * processes, size, config.seed, config.seconds)
         planned = self.mix_on_device and isinstance(items, Mixer)
         part: Subset[Any] = Subset(Plans(items) if planned else items, range(rank, size, processes))  # type: ignore[arg-type]

@@ -138,13 +138,13 @@ class SlimmableTraining(lightning.LightningModule):
         gates = straight_through_gates(logits, noise, temperature)
         use, parts = self.routing(gates, budget, model.router.knot_weights(budget))
         shares = torch.softmax(logits / temperature, dim=-1).unflatten(0, (-1, len(noisy))).mean(0)
-        guide = (shares * costs).sum(2).mean()
-        self.log_dict({"train/guide": guide.detach()} | {f"train/{name}": value for name, value in parts.items()})
-        return use + config.guide * guide, gates
+        benefit = (shares * costs).sum(2).mean()
+        self.log_dict({"train/benefit": benefit.detach()} | {f"train/{name}": value for name, value in parts.items()})
+        return use + config.benefit_weight * benefit, gates
 
     def _joined(self, noisy: Tensor, clean: Tensor, wide: Tensor, runs: list[NarrowRun]) -> Tensor:
         """The losses of the router's choice and of the output at it."""
-        through, ufs = self.config.through, torch.tensor(self.model.ufs, device=noisy.device)
+        straight_through, ufs = self.config.straight_through, torch.tensor(self.model.ufs, device=noisy.device)
         hop, frames = self.model.geometry.hop, self.model.geometry.frames(noisy.shape[2])
         costs = noisy.new_zeros(len(noisy), frames, len(ufs))
         for run in runs:
@@ -155,7 +155,7 @@ class SlimmableTraining(lightning.LightningModule):
             costs[run.part] += benefit * share
         loss, gates = self._routed(noisy, costs)
         fixed = gates.detach()
-        enhanced = self.model(noisy, fixed + through * (gates - fixed) if through else fixed)
+        enhanced = self.model(noisy, fixed + straight_through * (gates - fixed) if straight_through else fixed)
         own = self.loss(enhanced, clean, noisy) + self.config.distill * _distance(enhanced, wide, noisy)
         self.log("train/routed", own.detach())
         return own + loss
@@ -199,7 +199,12 @@ class SlimmableTraining(lightning.LightningModule):
         """Muon and AdamW; linear warm-up, a plateau, and a tail down to zero."""
         config = self.config
         trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-        optimizer = MuonAdamW(trained, config.rate, weight_decay=config.weight_decay, router_rate=config.router_rate)
+        optimizer = MuonAdamW(
+            trained,
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            router_rate_factor=config.router_rate_factor,
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -250,7 +255,7 @@ def by_loudness(noisy: Tensor, budget: Tensor, hop: int, jitter: Tensor, ufs: Wi
 
 def temperature_at(config: TrainConfig, step: int) -> float:
     """Temperature of the gates at a step; see `TrainConfig`."""
-    progress = min(1.0, step / max(config.steps * (1 - config.decay), 1))
+    progress = min(1.0, step / max(config.steps * (1 - config.cooldown), 1))
     return float(config.temperature * (config.temperature_end / config.temperature) ** progress)
 
 
@@ -258,7 +263,7 @@ def rate_factor(config: TrainConfig) -> Callable[[int], float]:
     """The learning rate of every step, in units of its peak."""
 
     def factor(step: int) -> float:
-        tail_start = config.steps * (1 - config.decay)
+        tail_start = config.steps * (1 - config.cooldown)
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
         if step <= tail_start:
             return warm

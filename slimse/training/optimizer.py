@@ -67,7 +67,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: of Muon, Nesterov's.
         betas: of AdamW.
         weight_decay: decoupled, on the matrices alone.
-        router_rate: factor on ``lr`` for those with ``router`` in the name.
+        router_rate_factor: factor on ``lr`` for those with ``router`` in the name.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.01,
-        router_rate: float = 1.0,
+        router_rate_factor: float = 1.0,
     ) -> None:
         named = list(parameters)
         groups: list[dict[str, Any]] = [
             {
                 "params": [p for name, p in named if _is_vector(name) != matrices and ("router" in name) == router],
                 "matrices": matrices,
-                "lr": lr * (router_rate if router else 1.0),
+                "lr": lr * (router_rate_factor if router else 1.0),
             }
             for router in (False, True)
             for matrices in (True, False)

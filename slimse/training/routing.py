@@ -221,7 +221,7 @@ def measured(
     return TensorDataset(torch.cat(noisy), torch.cat(costs))
 
 
-def own_use(model: SlimModel) -> float:
+def router_overhead_uf(model: SlimModel) -> float:
     """The cost of the router as so much more mean UF, since multiply-accumulates grow in proportion to that."""
     costs = profile(model)
     assert costs.router_macs_per_sample is not None
@@ -258,7 +258,7 @@ def calibrate(model: SlimModel, noisy: Tensor) -> None:
     choices = [router.logits(levels, budget.expand(len(noisy)), state.hidden)[0].argmax(2) for budget in grid]
     used = torch.stack([ufs[choice].mean() for choice in choices]).cummax(0).values
     # Where the use does not change over a stretch of budgets, any of them will do: take the first.
-    wanted = (_HEADROOM * router.budgets - own_use(model)).clamp(used[0], used[-1])
+    wanted = (_HEADROOM * router.budgets - router_overhead_uf(model)).clamp(used[0], used[-1])
     place = torch.searchsorted(used, wanted).clamp(1, len(grid) - 1)
     low, high = used[place - 1], used[place]
     share = ((wanted - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)

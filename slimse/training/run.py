@@ -104,9 +104,9 @@ def train(
     checkpoint = out / _CHECKPOINT
     if checkpoint.exists():
         check_checkpoint(checkpoint, module)
-    # One file, replaced after every `config.every` steps.
+    # One file, replaced after every `config.val_interval` steps.
     last = ModelCheckpoint(dirpath=out, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    callbacks: list[Callback] = [EMAWeightAveraging(decay=config.ema), last, LearningRateMonitor("step")]
+    callbacks: list[Callback] = [EMAWeightAveraging(decay=config.ema_decay), last, LearningRateMonitor("step")]
     end = None if minutes is None else started + 60 * minutes
     report = ProgressReport(end)
     if progress:
@@ -140,10 +140,10 @@ def _trainer(config: TrainConfig, out: Path, callbacks: list[Callback], **option
         default_root_dir=out,
         max_epochs=-1,
         precision=_precision(config.precision),  # type: ignore[arg-type]
-        gradient_clip_val=config.clip,
+        gradient_clip_val=config.grad_clip_norm,
         callbacks=callbacks,
         logger=_loggers(out, resume=(out / _CHECKPOINT).exists()),
-        log_every_n_steps=min(25, config.every),
+        log_every_n_steps=min(25, config.val_interval),
         reload_dataloaders_every_n_epochs=1,
         # The data module gives every process its own items.
         use_distributed_sampler=False,

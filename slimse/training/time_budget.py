@@ -32,7 +32,7 @@ class TimeBudget(Callback):
         self.data, self.end = data, monotonic() + seconds
         self._begun = self._reserve = 0.0
         self._step = 0
-        data.config = data.config.override(every=min(self.FIRST, data.config.every))
+        data.config = data.config.override(val_interval=min(self.FIRST, data.config.val_interval))
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock of the first part."""
@@ -60,7 +60,7 @@ class TimeBudget(Callback):
         # The first steps compile, so what they promise is a lower bound.
         self._begun, self._step = now, step
         every = min(max(round(60 / pace), 1), max(left, 1))
-        self.data.config = self.data.config.override(every=every)
+        self.data.config = self.data.config.override(val_interval=every)
         self._set_steps(trainer, pl_module, step + max(left, 1))
         trainer.should_stop = trainer.should_stop or left < 1
 

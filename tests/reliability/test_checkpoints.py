@@ -139,7 +139,7 @@ def test_a_hostile_checkpoint_of_a_run_is_refused(tmp_path, monkeypatch):
         soundfile.write(tmp_path / "data" / kind / "a.wav", 0.1 * np.ones(16_000), 16_000)
     (tmp_path / "out").mkdir()
     torch.save({"state_dict": Hostile()}, tmp_path / "out" / "last.ckpt")
-    config = TrainConfig(preset="small", seconds=0.4, batch=1, narrow_batch=1, steps=1, every=1, workers=0)
+    config = TrainConfig(preset="small", seconds=0.4, batch=1, narrow_batch=1, steps=1, val_interval=1, workers=0)
     with pytest.raises((ValueError, pickle.UnpicklingError)):
         train(config.override(precision="32-true"), tmp_path / "data", tmp_path / "out", None, None, progress=False)
     assert not (tmp_path / "hostile").exists()
@@ -160,7 +160,7 @@ def test_a_hostile_checkpoint_of_a_run_is_refused(tmp_path, monkeypatch):
         ("[mixing]\nwhat = 1", "mixing.what"),
         ('precision = "half"', "precision = 'half'"),
         ("steps = ", "recipe"),
-        ("rate = 1" + "0" * 400, "rate = 1"),
+        ("learning_rate = 1" + "0" * 400, "learning_rate = 1"),
     ],
 )
 def test_a_bad_recipe_names_the_key_and_what_was_expected(tmp_path, text, message):
