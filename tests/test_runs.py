@@ -263,7 +263,8 @@ def test_fine_tuning_on_a_folder_of_pairs_is_one_command(voicebank, tmp_path):
     slimse.save(SlimModel("small"), tmp_path / "start.safetensors")
     recipe = tmp_path / "tune.toml"
     recipe.write_text(
-        'stage = "joint"\nseconds = 0.4\nbatch = 2\nnarrow_batch = 2\nsteps = 1\nval_interval = 1\nprecision = "32-true"\n'
+        'stage = "joint"\nseconds = 0.4\nbatch = 2\nnarrow_batch = 2\nsteps = 1\n'
+        'val_interval = 1\nprecision = "32-true"\n'
         f'workers = 0\ninit = "{tmp_path / "start.safetensors"}"\n'
     )
     result = CliRunner().invoke(app, ["train", str(recipe), "--data", str(pairs), "-o", str(tmp_path / "out")])
