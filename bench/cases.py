@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from slimse import SlimModel, ops
 from slimse.nn import PackedLSTM
 from slimse.profiling import profile
-from slimse.width import Schedule, Width
+from slimse.width import FrameWidths, LevelWidth, Schedule, Width, by_position
 
 MIXTURE = {0.125: 0.33, 0.25: 0.40, 0.5: 0.25, 1.0: 0.02}
 """Shares of the UFs that a router picked in the paper at a target of 0.25."""
@@ -68,23 +68,29 @@ class Setup:
         choice = torch.multinomial(shares, self.batch * frames, replacement=True, generator=generator)
         return torch.tensor([*MIXTURE])[choice].view(self.batch, -1).to(self.device)
 
-    def width(self, channels: int, count: int) -> tuple[Width, float]:
-        """Width of a layer at ``count`` positions, evenly spread over the frames, and its mean."""
+    def width(self, channels: int, count: int, *, by_frames: bool = False) -> tuple[LevelWidth, float]:
+        """Width of a layer at ``count`` positions, evenly spread over the frames, and its mean.
+
+        ``by_frames`` is as a network gives it to its blocks; layers of their own know positions alone.
+        """
         if self.uf is not None:
             k = CONFIG.ufs.channels(self.uf, channels)
             return k, k
         frames = self.frames()
         schedule: Schedule = CONFIG.ufs.schedule(self.ufs(frames), self.batch, frames)
-        width = schedule.width(channels, torch.arange(count, device=self.device) * frames // count)
-        assert isinstance(width, Tensor)
-        return width, float(width.float().mean())
+        rate = max(round(count / frames), 1)
+        width = schedule.ordered().level_width(channels, count, rate, rate - 1)
+        assert isinstance(width, FrameWidths)
+        rows = width.positions(count)
+        return (width if by_frames else rows), float(rows.float().mean())
 
     def random(self, *shape: int) -> Tensor:
         """Random numbers, small enough for any depth."""
         return (0.1 * torch.randn(shape, device=self.device)).to(self.dtype)
 
-    def mask(self, width: Width, channels: int, count: int) -> Tensor:
+    def mask(self, width: LevelWidth, channels: int, count: int) -> Tensor:
         """``[batch, channels, count]``: ones in active channels."""
+        width = by_position(width, count)
         rows = torch.full((self.batch, count), width, device=self.device) if isinstance(width, int) else width
         assert isinstance(rows, Tensor)
         return (torch.arange(channels, device=self.device)[:, None] < rows[:, None]).to(self.dtype)
@@ -103,7 +109,7 @@ class Case:
     """Whether a call can be part of a CUDA graph."""
 
 
-def _calls(slim: Callable[[], Any], plain: Callable[[int | None], Callable[[], Any]], width: Width) -> Calls:
+def _calls(slim: Callable[[], Any], plain: Callable[[int | None], Callable[[], Any]], width: LevelWidth) -> Calls:
     """All implementations; ``plain`` gives torch's layers at a width, at full width for -1, or masked for None."""
     calls = {"slimse": slim, "full": plain(-1), "masked": plain(None)}
     return {**calls, "sliced": plain(width)} if isinstance(width, int) else calls
@@ -124,7 +130,7 @@ def _encoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
     def build(setup: Setup) -> tuple[Calls, Work]:
         c_in, c = CONFIG.channels(level - 1), CONFIG.channels(level)
         time, count = positions(level - 1, setup.seconds), positions(level, setup.seconds)
-        width, mean = setup.width(c, count)
+        width, mean = setup.width(c, count, by_frames=True)
         x, conv, glu = setup.random(setup.batch, time, c_in), setup.random(c, TAPS, c_in), setup.random(c, 2 * c)
         bias, glu_bias = setup.random(c), setup.random(2 * c)
         columns, mask = x.mT.contiguous(), setup.mask(width, c, count)
@@ -152,7 +158,7 @@ def _decoder(level: int) -> Callable[[Setup], tuple[Calls, Work]]:
     def build(setup: Setup) -> tuple[Calls, Work]:
         c, c_out = CONFIG.channels(level), CONFIG.channels(level - 1)
         count = positions(level, setup.seconds)
-        width, mean = setup.width(c, count)
+        width, mean = setup.width(c, count, by_frames=True)
         x, skip = (setup.random(setup.batch, count, c) for _ in range(2))
         glu, glu_bias = setup.random(c, 2, c), setup.random(c, 2)
         conv, bias = setup.random(c, TAPS, c_out), setup.random(c_out)

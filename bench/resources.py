@@ -30,16 +30,16 @@ from unittest import mock
 
 import torch
 import triton
-from slimse.kernels import decoder_block, encoder_block, tiles
+from slimse.kernels import decoder_block, encoder_block, launching, tiles
 from slimse.kernels.diagonal_gru import diagonal_gru_backward, diagonal_gru_forward
 from slimse.kernels.launching import by_width
+from slimse.kernels.running_level import running_level_forward
+from slimse.kernels.sinc_resample import sinc_resample_forward
 from slimse.kernels.slim_conv1d import slim_conv1d_backward, slim_conv1d_forward
 from slimse.kernels.slim_conv_transpose1d import slim_conv_transpose1d_backward, slim_conv_transpose1d_forward
-from slimse.kernels.slim_gru import slim_gru_forward
-from slimse.kernels.slim_gru_backward import slim_gru_backward
+from slimse.kernels.slim_gru import slim_gru_backward, slim_gru_forward
 from slimse.kernels.slim_linear_glu import slim_linear_glu_backward, slim_linear_glu_forward
-from slimse.kernels.slim_lstm import slim_lstm_forward
-from slimse.kernels.slim_lstm_backward import slim_lstm_backward
+from slimse.kernels.slim_lstm import slim_lstm_backward, slim_lstm_forward
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -118,6 +118,8 @@ def compiling(target: Target) -> Iterator[list[tuple[Any, Any]]]:
     with (
         mock.patch.object(triton.JITFunction, "run", compile_only),
         mock.patch.object(tiles, "reported_chip", lambda kind, index: chip),
+        # Of the smallest chip.
+        mock.patch.object(launching, "resident_programs", lambda device: 20 if target.nvidia else 0),
     ):
         yield compiled
 
@@ -219,6 +221,7 @@ class Cases:
             yield from self.decoder(level)
         yield from self.layers()
         yield from self.recurrent()
+        yield from self.signal()
 
     def empty(self, *shape: int) -> Tensor:
         """A tensor of the case's dtype."""
@@ -315,6 +318,17 @@ class Cases:
         out = self.empty(batch, time, units)
         yield "diagonal gru forward", partial(diagonal_gru_forward, *given)
         yield "diagonal gru backward", partial(diagonal_gru_backward, out, state, out, *given)
+
+    def signal(self) -> Iterator[Case]:
+        """Resampling and the running level, in float32 whatever the weights are."""
+        x, filters = torch.empty(self.batch, 256 * self.frames, device="meta"), torch.empty(175, 64, device="meta")
+        for history in (x[:, :0], x[:, :55]):
+            for up in (True, False):
+                name = f"resampling {'up' if up else 'down'}{' in pieces' if history.shape[1] else ''}"
+                yield name, partial(sinc_resample_forward, x, history, filters, up, not history.shape[1])
+        for sums in (x[:, :0], x[:, :3]):
+            rates = (1 / 1600, 1 / 32000, 1 / 320)
+            yield "running level", partial(running_level_forward, x, sums, sums, rates, 0.125, 1e-6)
 
 
 QUICK = {"sm_90": ("bf16",)}

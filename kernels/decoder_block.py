@@ -330,7 +330,8 @@ def decoder_block_backward(
     out: Tensor | None = None,
     order: tuple[Tensor, Tensor] | None = None,
     precision: str = "ieee",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weight_grads: bool = True,
+) -> tuple[Tensor | None, ...]:
     """Gradients of `decoder_block_forward` at ``x`` (and ``skip``) and its weights and biases; deterministic.
 
     The hidden channels are computed again and written out together with the gradient at their values and gates; the
@@ -342,13 +343,14 @@ def decoder_block_backward(
         glu_weight: ``[C, 2, C]``.
         glu_bias: ``[C, 2]``.
         conv_weight: ``[C, K * C_out]``.
-        width: a number, or an integer tensor ``[B, T]``.
+        width: a number, an integer tensor ``[B, T]``, or `FrameWidths`.
         stride: ``S``.
         channels: ``C_out``.
         skip: ``[B, T, C]`` or None.
         out: the forward's result where it ended in a ReLU, else None.
         order: as in the forward pass.
         precision: of float32 products.
+        weight_grads: whether gradients at weights and biases are wanted; None stands in for each otherwise.
 
     Returns:
         Gradients at ``x``, ``glu_weight``, ``glu_bias``, ``conv_weight`` and ``conv_bias``. The first is that at
@@ -363,7 +365,6 @@ def decoder_block_backward(
         x, None, glu_weight, glu_bias, conv_weight, None, width, stride, channels, precision
     )
     batch, time, _ = x.shape
-    prefix = prefix.per_row(time)
     row_order, _ = _check_order(order, batch * time, batch * (time + reach - 1))
     grad = (grad if out is None else torch.where(out > 0, grad, 0)).contiguous()
     shape = (batch, (time + reach - 1) * stride, channels)
@@ -372,8 +373,10 @@ def decoder_block_backward(
     shared = {"order": row_order, "precision": precision}
     grad_hidden = window_product(windows, conv_weight, None, prefix, **shared)
     hidden, halves = output_cut(rows, None, glu_weight, glu_bias, prefix, grad=grad_hidden, **shared)
-    glu_grads = output_cut_grads(halves, rows, glu_weight, glu_bias, prefix, precision)
-    grad_conv, _ = weight_grad(Rows.positions(hidden), windows, prefix, bias=False, precision=precision)
+    glu_grads = output_cut_grads(halves, rows, glu_weight, glu_bias, prefix, precision, weight_grads=weight_grads)
+    if not weight_grads:
+        return *glu_grads, None, None
+    grad_conv, _ = weight_grad(Rows.positions(hidden), windows, prefix.per_row(time), bias=False, precision=precision)
     return *glu_grads, grad_conv.flatten(1), grad.sum((0, 1))
 
 

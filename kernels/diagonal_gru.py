@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import checks, launching
-from .recurrence import load_fp32, tanh
+from .cells import load_fp32, tanh
 
 
 @triton.jit

@@ -220,7 +220,8 @@ def encoder_block_backward(
     order: Tensor | None = None,
     precision: str = "ieee",
     input_grad: bool = True,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    weight_grads: bool = True,
+) -> tuple[Tensor | None, ...]:
     """Gradients of `encoder_block_forward` at ``x`` and the four weights; deterministic.
 
     The hidden channels are computed again and written out with their gradient; the weights' gradients are products
@@ -233,17 +234,18 @@ def encoder_block_backward(
         conv_bias: ``[C]``.
         glu_weight: ``[C, 2 C]``.
         glu_bias: ``[2 C]``.
-        width: a number, or an integer tensor ``[B, P]``.
+        width: a number, an integer tensor ``[B, P]``, or `FrameWidths`.
         stride: ``S``.
         order: int32 ``[B * P]`` or None.
         precision: of float32 products.
         input_grad: whether the gradient at ``x`` is wanted; None stands in for it otherwise.
+        weight_grads: whether gradients at weights and biases are wanted; None stands in for each otherwise.
 
     Raises:
         ValueError: for arguments that do not fit together.
     """
     windows, prefix = _check(x, conv_weight, conv_bias, glu_weight, glu_bias, width, stride, order, precision)
-    prefix, grad = prefix.per_row(windows.per_item), grad.contiguous()
+    by_row, grad = prefix.per_row(windows.per_item), grad.contiguous()
     shape = (x.shape[0], windows.per_item, conv_weight.shape[0])
     checks.check_shapes(conv_weight=(conv_weight, tuple(conv_weight.shape)), grad=(grad, shape))
     shared = {"order": order, "precision": precision}
@@ -263,8 +265,10 @@ def encoder_block_backward(
             stride=stride,
             precision=precision,
         )
-    grad_conv, grad_conv_bias = weight_grad(grad_hidden, windows, prefix, bias=True, precision=precision)
-    grad_glu_weight, _ = weight_grad(hidden_rows, grad_glu, prefix, bias=False, precision=precision)
+    if not weight_grads:
+        return grad_x, None, None, None, None
+    grad_conv, grad_conv_bias = weight_grad(grad_hidden, windows, by_row, bias=True, precision=precision)
+    grad_glu_weight, _ = weight_grad(hidden_rows, grad_glu, by_row, bias=False, precision=precision)
     return grad_x, grad_conv.flatten(1), grad_conv_bias, grad_glu_weight.flatten(1), grad_glu.data.sum((0, 1))
 
 

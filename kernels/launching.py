@@ -55,6 +55,14 @@ def row_tiles(arguments: dict[str, Any], rows: int, n_pos: int, tile_rows: int) 
     return triton.cdiv(rows, tile_rows)
 
 
+def resident_programs(device: torch.device) -> int:
+    """How many programs of any kernel are sure to be on a chip at once and may wait for each other; 0 for none."""
+    # In the interpreter one runs after the other.
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int, **constants: Any) -> None:
     """Start ``kernel`` on the device of its tensors.
 

@@ -29,9 +29,15 @@ class FrameWidths(NamedTuple):
 
     def positions(self, count: int) -> Tensor:
         """Width of ``count`` positions, int32 ``[B, count]``."""
-        index = torch.arange(count, device=self.choice.device)
-        frame = (index - self.lead + self.rate - 1).clamp(min=0) // self.rate
-        return self.counts[self.choice[:, frame.clamp(max=self.choice.shape[1] - 1)].long()]
+        return self.counts[
+            self.choice[:, owners(count, self.choice.shape[1], self.rate, self.lead, self.counts.device)]
+        ]
+
+
+def owners(count: int, frames: int, rate: int, lead: int, device: torch.device | None = None) -> Tensor:
+    """The frame of ``count`` positions, int64 ``[count]``: as in `FrameWidths`."""
+    index = torch.arange(count, device=device)
+    return (index - lead + rate - 1).clamp(min=0).div(rate, rounding_mode="floor").clamp(max=frames - 1)
 
 
 SPARE = 4

@@ -83,8 +83,9 @@ def slim_conv1d_backward(
     *,
     out: Tensor | None = None,
     input_grad: bool = True,
+    weight_grads: bool = True,
     precision: str = "ieee",
-) -> tuple[Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `slim_conv1d_forward` at ``x``, ``weight`` and a bias; deterministic.
 
     Args:
@@ -100,6 +101,7 @@ def slim_conv1d_backward(
         relu: as there.
         out: the result of the forward pass; needed if it ended in a ReLU.
         input_grad: whether the gradient at ``x`` is wanted; None stands in for it otherwise.
+        weight_grads: whether gradients at weights and biases are wanted; None stands in for each otherwise.
         precision: of float32 products.
 
     Raises:
@@ -124,6 +126,8 @@ def slim_conv1d_backward(
             width_out=prefix_in,
             precision=precision,
         )[:, :, :channels]
+    if not weight_grads:
+        return grad_x, None, None
     grad_weight, grad_bias = weight_grad(grads, rows, prefix_out, width_in=prefix_in, bias=True, precision=precision)
     if grad_weight.numel() < weight.numel():
         grad_weight = torch.nn.functional.pad(grad_weight, (0, weight.shape[2] - channels))

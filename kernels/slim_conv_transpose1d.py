@@ -83,8 +83,10 @@ def slim_conv_transpose1d_backward(
     relu: bool = False,
     *,
     out: Tensor | None = None,
+    input_grad: bool = True,
+    weight_grads: bool = True,
     precision: str = "ieee",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `slim_conv_transpose1d_forward` at ``x``, ``weight`` and a bias; deterministic.
 
     Args:
@@ -100,6 +102,8 @@ def slim_conv_transpose1d_backward(
         dilation: as there.
         relu: as there.
         out: the result of the forward pass; needed if it ended in a ReLU.
+        input_grad: whether the gradient at ``x`` is wanted; None stands in for it otherwise.
+        weight_grads: whether gradients at weights and biases are wanted; None stands in for each otherwise.
         precision: of float32 products.
 
     Raises:
@@ -116,7 +120,11 @@ def slim_conv_transpose1d_backward(
     if padding == 0 and dilation == 1 and prefix_out == Prefix(outputs):
         # All taps are neighbours: one long run.
         windows, shared["width_in"] = Rows(grad, x.shape[1], stride, kernel * outputs), None
-    grad_x = window_product(windows, weight, None, prefix_in, zero=True, **shared)[:, :, : x.shape[2]]
+    grad_x = None
+    if input_grad:
+        grad_x = window_product(windows, weight, None, prefix_in, zero=True, **shared)[:, :, : x.shape[2]]
+    if not weight_grads:
+        return grad_x, None, None
     grad_weight, _ = weight_grad(Rows.positions(x), windows, prefix_in, bias=False, **shared)
     grad_weight = torch.nn.functional.pad(
         grad_weight.reshape(-1, kernel, outputs), (0, 0, 0, 0, 0, inputs - x.shape[2])

@@ -200,7 +200,7 @@ def input_cut(
     if out.numel() == 0:
         return out
     # Value and gate are two accumulators: together they are as wide as one tile.
-    tile = _half_tile(rows, channels, weight, precision)
+    tile = _half_tile(rows, channels, weight, precision, broad=grad is None or width.uniform)
     given = {"weight_ptr": weight, "bias_ptr": bias, "grad_ptr": grad, "out_ptr": out, "C_OUT": channels}
     given |= {"EVEN": width.uniform and width.bound % tile.depth == 0, "PRECISION": precision}
     given |= tile.launch_options("BLOCK_T", "BLOCK_C", "BLOCK_H")
@@ -232,7 +232,7 @@ def output_cut(
     if rows.count == 0 or written == 0:
         return out, halves
     # Value and gate are one accumulator of twice the width.
-    tile = _half_tile(rows, written, weight, precision)
+    tile = _half_tile(rows, written, weight, precision, broad=grad is None or width.uniform)
     given = {"weight_ptr": weight, "bias_ptr": bias, "grad_ptr": grad, "out_ptr": out, "grad_out_ptr": halves}
     given |= {"C_OUT": channels, "ZERO": zero, "PRECISION": precision}
     given |= tile.launch_options("BLOCK_T", "BLOCK_H", "BLOCK_K")
@@ -240,9 +240,12 @@ def output_cut(
     return out, halves
 
 
-def _half_tile(rows: Rows, cols: int, weight: Tensor, precision: str) -> Tile:
-    """A tile for ``cols`` outputs that come from twice as many sums."""
-    tile = product_tile(rows.count, 2 * cols, weight.dtype, precision, chip_of(weight.device))
+def _half_tile(rows: Rows, cols: int, weight: Tensor, precision: str, *, broad: bool) -> Tile:
+    """A tile for ``cols`` outputs that come from twice as many sums.
+
+    With the masks of a width per row, the gradient's own sums leave no registers for a ``broad`` one.
+    """
+    tile = product_tile(rows.count, 2 * cols, weight.dtype, precision, chip_of(weight.device), broad=broad)
     return replace(tile, cols=max(tile.cols // 2, 16))
 
 
@@ -329,7 +332,8 @@ def slim_linear_glu_backward(
     *,
     order: Tensor | None = None,
     precision: str = "ieee",
-) -> tuple[Tensor, Tensor, Tensor]:
+    weight_grads: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of `slim_linear_glu_forward` at ``x`` (and ``skip``), ``weight`` and ``bias``; deterministic.
 
     Args:
@@ -342,6 +346,7 @@ def slim_linear_glu_backward(
         skip: as there.
         order: as there.
         precision: of float32 products.
+        weight_grads: whether gradients at weights and biases are wanted; None stands in for each otherwise.
 
     Raises:
         ValueError: for arguments that do not fit together.
@@ -358,10 +363,12 @@ def slim_linear_glu_backward(
     checks.check_shapes(weight=(weight, tuple(weight.shape)), grad=(grad, (*x.shape[:2], outputs)))
     if cut == "output":
         _, halves = output_cut(rows, None, weight, bias, width, grad=grad, order=order, precision=precision)
-        return output_cut_grads(halves, rows, weight, bias, width, precision)
+        return output_cut_grads(halves, rows, weight, bias, width, precision, weight_grads=weight_grads)
     grad_glu = input_cut(rows, None, weight, bias, width, grad=grad, order=order, precision=precision)
     glu_rows = Rows.positions(grad_glu)
     grad_x = window_product(glu_rows, weight, None, width, zero=True, order=order, precision=precision)
+    if not weight_grads:
+        return grad_x[:, :, : x.shape[2]], None, None
     grad_weight, _ = weight_grad(rows, glu_rows, width, bias=False, precision=precision)
     missing = weight.shape[0] - x.shape[2]
     grad_weight = torch.nn.functional.pad(grad_weight.squeeze(1), (0, 0, 0, missing))
@@ -369,15 +376,18 @@ def slim_linear_glu_backward(
 
 
 def output_cut_grads(
-    halves: Tensor, rows: Rows, weight: Tensor, bias: Tensor, width: Prefix, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
+    halves: Tensor, rows: Rows, weight: Tensor, bias: Tensor, width: Prefix, precision: str, *, weight_grads: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients at the rows, weight and bias of a layer that is cut on the output, from that at its GLU's input."""
     half_rows = Rows.positions(halves)
     flat, channels = weight.flatten(0, 1), weight.shape[2]
     grad_x = overlap_add(
         half_rows, flat, None, width, channels=channels, n_time=rows.per_item, unit=2, precision=precision
     )
-    grad_weight, grad_bias = weight_grad(half_rows, rows, width, unit=2, bias=True, precision=precision)
+    if not weight_grads:
+        return grad_x, None, None
+    by_row = width.per_row(rows.per_item)
+    grad_weight, grad_bias = weight_grad(half_rows, rows, by_row, unit=2, bias=True, precision=precision)
     return grad_x, grad_weight.view_as(weight), grad_bias.view_as(bias)
 
 

@@ -118,7 +118,7 @@ class RecurrentConfig:
     """Launch parameters of a recurrent kernel.
 
     Args:
-        resident: whether weights and state stay on chip.
+        resident: whether weights and state stay on chip, or units are spread over programs.
         block_u: units of a tile.
         block_j: units whose state is read per step of a product.
         num_warps: of a program.
@@ -254,31 +254,33 @@ class Recurrence(NamedTuple):
 
     resident: int
     """Most units whose weights stay on chip, at one width."""
-    block_u: int
-    """Most units of a tile where they do not."""
     block_j: int
+    """Units whose state is read per step of a product, where they do not."""
 
 
 RECURRENCES = {
-    ("hopper", "half"): (Recurrence(128, 64, 64), Recurrence(128, 64, 64)),
-    ("ampere", "half"): (Recurrence(128, 64, 64), Recurrence(128, 64, 64)),
+    ("hopper", "half"): (Recurrence(128, 64), Recurrence(128, 64)),
+    ("ampere", "half"): (Recurrence(128, 64), Recurrence(128, 64)),
     # Three gates of 128 units are 96 KiB; with what a step converts, that is more than such a chip has.
-    # At sm_120 the backward pass spills with 64 units resident, and streamed with tiles of 32.
-    ("consumer", "half"): (Recurrence(64, 64, 64), Recurrence(32, 16, 64)),
+    # At sm_120 the backward pass spills with 64 units resident.
+    ("consumer", "half"): (Recurrence(64, 64), Recurrence(32, 64)),
     # Tensor memory takes registers on its way in and out, and AMD has fewer for its wider warps; the backward pass has
     # more to hold, so gets smaller tiles.
-    ("blackwell", "half"): (Recurrence(128, 64, 64), Recurrence(64, 32, 64)),
-    ("amd", "half"): (Recurrence(128, 64, 64), Recurrence(64, 32, 64)),
-    ("hopper", "tf32"): (Recurrence(32, 64, 32), Recurrence(32, 64, 32)),
-    ("blackwell", "tf32"): (Recurrence(32, 64, 32), Recurrence(32, 64, 32)),
-    **{(chip, "tf32"): (Recurrence(32, 32, 16), Recurrence(32, 32, 32)) for chip in ("ampere", "consumer", "amd")},
+    ("blackwell", "half"): (Recurrence(128, 64), Recurrence(64, 64)),
+    ("amd", "half"): (Recurrence(128, 64), Recurrence(64, 64)),
+    ("hopper", "tf32"): (Recurrence(32, 32), Recurrence(32, 32)),
+    ("blackwell", "tf32"): (Recurrence(32, 32), Recurrence(32, 32)),
+    **{(chip, "tf32"): (Recurrence(32, 16), Recurrence(32, 32)) for chip in ("ampere", "consumer", "amd")},
     **{
-        (chip, number): (Recurrence(32, 32, 32), Recurrence(32, 32, 32))
+        (chip, number): (Recurrence(32, 32), Recurrence(32, 32))
         for chip in ("ampere", "consumer", "hopper", "blackwell", "amd")
         for number in ("fp32", "tf32x3")
     },
 }
 """By class of chip and number format: of the forward pass and of the backward pass."""
+SPREAD = 16
+"""Units of a program that shares a step with others: the fewest that a matrix product takes, as they all read the same
+states, and each its own weights."""
 
 
 def recurrent_config(
@@ -295,7 +297,7 @@ def recurrent_config(
     tile = max(triton.next_power_of_2(bound), 16)
     if rows is None and tile <= entry.resident:
         return RecurrentConfig(True, tile, tile, {16: 2, 128: 8}.get(tile, 4))
-    return RecurrentConfig(False, min(tile, entry.block_u), min(tile, entry.block_j), 4)
+    return RecurrentConfig(False, SPREAD, min(tile, entry.block_j), 4)
 
 
 def _entry(table: dict[tuple[str, str], Row], chip: Chip, number: str) -> Row:

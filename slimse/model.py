@@ -83,7 +83,7 @@ class SlimModel(Pretrained, nn.Module):
         self.network = build_network(self.config.network, backend=backend, precision=precision)
         router = self.config.router
         self.router = Router(router, self.ufs, self.geometry.hop, self.sample_rate) if router else None
-        self.level = RunningLevel(self.sample_rate)
+        self.level = RunningLevel(self.sample_rate, backend=backend)
 
     @property
     def ufs(self) -> WidthSet:

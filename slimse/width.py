@@ -5,15 +5,17 @@ every frame of a call runs at; a layer asks it for the width of each of its posi
 
 - an ``int``: the same number of active channels everywhere (*uniform*),
 - an integer tensor ``[B, P]``: active channels of every position (*ragged*),
+- a `FrameWidths`: the same by the frame that owns a position, for blocks of a network with frames,
 - a `SoftWidth`: multipliers ``[B, P, C]`` built from gates over the UFs (*soft*, for training a router).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,6 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._guards import detect_fake_mode
+
+# Plain torch: what the kernels take of a width by frames.
+from .kernels.rows import FrameWidths, frame_orders, owners
 
 UF: TypeAlias = float | Tensor
 """What layers accept: a float, ``[B]``, ``[B, frames]``, or gates ``[B, frames, n_ufs]``."""
@@ -55,6 +61,12 @@ class SoftWidth:
 
 
 Width: TypeAlias = int | Tensor | SoftWidth
+LevelWidth: TypeAlias = Width | FrameWidths
+
+
+def by_position(width: LevelWidth, positions: int) -> Width:
+    """The same with a number for each of ``positions``, if it goes by frames."""
+    return width.positions(positions) if isinstance(width, FrameWidths) else width
 
 
 def apply_width(hidden: Tensor, width: Width) -> Tensor:
@@ -71,10 +83,12 @@ def apply_width(hidden: Tensor, width: Width) -> Tensor:
     return torch.where(active, hidden, torch.zeros((), dtype=hidden.dtype, device=hidden.device))
 
 
-def max_width(width: Width, channels: int) -> int:
+def max_width(width: LevelWidth, channels: int) -> int:
     """The channels that a dense pass has to compute so that every position has its own."""
     if isinstance(width, int):
         return width
+    if isinstance(width, FrameWidths):
+        width = width.counts[width.choice]
     if isinstance(width, SoftWidth):
         return channels
     return int(width.max()) if width.numel() else 0
@@ -181,17 +195,27 @@ class WidthSet(tuple[float, ...]):
         Raises:
             ValueError: if any value is not in the set (not looked for under a compiler); the message names both.
         """
-        table = torch.tensor([*self], device=uf.device, dtype=uf.dtype if uf.is_floating_point() else torch.float32)
+        table = _table((*self,), uf.device, uf.dtype if uf.is_floating_point() else torch.float32)
         hit = uf.unsqueeze(-1) == table
-        found = hit.any(-1)
         # A compiler cannot look at values, and takes them as they are.
-        if not torch.compiler.is_compiling() and not bool(found.all()):
-            raise ValueError(f"uf = {uf[~found].flatten()[0].item():g} is not one of this model's widths {tuple(self)}")
+        if not torch.compiler.is_compiling():
+            self._check_all(uf, hit.any(-1))
         return hit.to(torch.int8).argmax(-1)
+
+    def _check_all(self, uf: Tensor, found: Tensor) -> None:
+        """Raise unless all are ``found``. On a GPU nobody waits for the answer: the kernel that looks fails."""
+        if not _readable(found):
+            torch._assert_async(found.all(), f"a uf is not one of this model's widths {tuple(self)}")
+        elif not bool(found.all()):
+            raise ValueError(f"uf = {uf[~found].flatten()[0].item():g} is not one of this model's widths {tuple(self)}")
 
     def at(self, indices: Tensor) -> Tensor:
         """The UFs at positions in this set (float32, same shape and device): the inverse of `indices`."""
-        return torch.tensor([*self], device=indices.device)[indices]
+        return _table((*self,), indices.device, torch.float32)[indices]
+
+    def counts(self, full: int, device: torch.device) -> Tensor:
+        """Active channels of a layer of ``full`` channels at every UF: int32 ``[len(self)]``."""
+        return _table(tuple(self.channels(uf, full) for uf in self), device, torch.int32)
 
     def schedule(self, uf: AnyUF, batch: int, frames: int) -> Schedule:
         """Resolve what a caller passed as ``uf`` into the schedule of one call.
@@ -216,28 +240,72 @@ class WidthSet(tuple[float, ...]):
             )
         if uf.ndim == 3:
             return Schedule(self, gates=uf)
-        index = self.indices(uf)
-        return Schedule(self, choice=index if uf.ndim == 2 else index.unsqueeze(1).expand(batch, frames))
+        index = self.indices(uf).int()
+        return Schedule(self, choice=index if uf.ndim == 2 else index.unsqueeze(1).expand(batch, frames).contiguous())
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether its values are at hand: to read one from a GPU is to wait for all that it has still to do."""
+    return tensor.device.type == "cpu"
+
+
+def _table(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A few numbers on a device, brought there once: a CUDA graph cannot, and each time would wait for the GPU."""
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:
+        return torch.tensor(values, device=device, dtype=dtype)
+    return _kept_table(values, device, dtype)
+
+
+@functools.cache
+def _kept_table(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    # Autograd saves no tensor that was made in inference mode.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The UF of every frame of one call. Exactly one of the three is set; see `WidthSet.schedule`."""
+    """The UF of every frame of one call. One of ``uf``, ``choice`` and ``gates`` is set; see `WidthSet.schedule`."""
 
     widths: WidthSet
     uf: float | None = None
     choice: Tensor | None = None
-    """int64 ``[B, frames]``: index into ``widths``."""
+    """int32 ``[B, frames]``, contiguous: index into ``widths``."""
     gates: Tensor | None = None
     """``[B, frames, len(widths)]``."""
+    orders: tuple[Tensor, Tensor] | None = None
+    """By `ordered`."""
+
+    def ordered(self) -> Schedule:
+        """The same with the frames sorted by their ``choice``, for kernels: once for all levels."""
+        if self.choice is None:
+            return self
+        return replace(self, orders=frame_orders(self.choice, len(self.widths)))
 
     def width(self, channels: int, frame: Tensor) -> Width:
         """Width of a layer of ``channels`` channels at positions owned by the frames ``frame`` (int64 ``[P]``)."""
         if self.uf is not None:
             return self.widths.channels(self.uf, channels)
-        counts = torch.tensor([self.widths.channels(uf, channels) for uf in self.widths], device=frame.device)
+        counts = self.widths.counts(channels, frame.device)
         if self.choice is not None:
             return counts[self.choice[:, frame]]
         assert self.gates is not None
         prefix = torch.arange(channels, device=frame.device) < counts.unsqueeze(1)
         return SoftWidth((self.gates @ prefix.to(self.gates.dtype))[:, frame])
+
+    def level_width(self, channels: int, positions: int, rate: int = 1, lead: int = 0) -> LevelWidth:
+        """The same without a number per position, for blocks whose kernels know frames.
+
+        Args:
+            channels: of the layer.
+            positions: how many it has.
+            rate: positions per frame.
+            lead: last position of the first frame. The last frame owns all that come after it.
+        """
+        if self.choice is not None:
+            counts = self.widths.counts(channels, self.choice.device)
+            return FrameWidths(self.choice, counts, rate, lead, self.orders)
+        if self.uf is not None:
+            return self.widths.channels(self.uf, channels)
+        assert self.gates is not None
+        return self.width(channels, owners(positions, self.gates.shape[1], rate, lead, self.gates.device))

@@ -5,6 +5,7 @@ import torch
 
 from slimse.networks.demucs.frames import FrameMap
 from slimse.width import SoftWidth, WidthSet, apply_width, max_width
+from slimse.width import owners as frames_of
 
 WIDTHS = WidthSet((0.125, 0.25, 0.5, 1.0))
 
@@ -39,17 +40,17 @@ def test_a_shape_that_does_not_fit_is_refused(shape):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_tensors_of_ufs_in_any_floating_type(dtype):
     ufs = torch.tensor([0.125, 1.0], dtype=dtype)
-    assert WIDTHS.schedule(ufs, 2, 3).width(64, torch.arange(3)).tolist() == [[8] * 3, [64] * 3]
+    assert WIDTHS.schedule(ufs, 2, 3).level_width(64, 3).positions(3).tolist() == [[8] * 3, [64] * 3]
 
 
 def test_ragged_and_soft_widths_follow_the_frames():
     ufs = torch.tensor([[0.25, 1.0]])
-    frame = torch.tensor([0, 0, 1])
-    ragged = WIDTHS.schedule(ufs, 1, 2).width(8, frame)
-    assert ragged.tolist() == [[2, 2, 8]]
+    ragged = WIDTHS.schedule(ufs, 1, 2).level_width(8, 3, lead=1)
+    assert ragged.positions(3).tolist() == [[2, 2, 8]]
     assert max_width(ragged, 8) == 8
+    assert ragged.orders is None
     gates = torch.nn.functional.one_hot(torch.tensor([[1, 3]]), 4).float()
-    soft = WIDTHS.schedule(gates, 1, 2).width(8, frame)
+    soft = WIDTHS.schedule(gates, 1, 2).level_width(8, 3, lead=1)
     assert isinstance(soft, SoftWidth)
     assert soft.mask.sum(-1).tolist() == [[2, 2, 8]]
 
@@ -63,7 +64,7 @@ def test_masking_stops_nan_in_inactive_channels():
 def test_gate_gradient_is_the_sum_over_its_prefix():
     gates = torch.zeros(1, 1, 4, requires_grad=True)
     hidden = torch.arange(1.0, 9.0).view(1, 1, 8)
-    soft = WIDTHS.schedule(gates, 1, 1).width(8, torch.tensor([0]))
+    soft = WIDTHS.schedule(gates, 1, 1).level_width(8, 1)
     apply_width(hidden, soft).sum().backward()
     assert gates.grad.flatten().tolist() == [1.0, 3.0, 10.0, 36.0]
 
@@ -77,24 +78,24 @@ def test_positions_belong_to_the_frame_that_a_streamer_computes_them_in(kernel_s
     """Against a simulation that counts what each frame's new input samples make computable."""
     frame_map, frames = FrameMap(depth, kernel_size, stride), 4
     computed = [0] * (depth + 1)
-    owners = [[] for _ in range(depth + 1)]
+    expected = [[] for _ in range(depth + 1)]
     for frame in range(frames):
         computed[0] = frame_map.first_span(0) + frame * frame_map.positions_per_frame(0)
         for level in range(1, depth + 1):
             now = (computed[level - 1] - kernel_size) // stride + 1
-            owners[level] += [frame] * (now - computed[level])
+            expected[level] += [frame] * (now - computed[level])
             computed[level] = now
     assert computed[depth] == frames
     for level in range(1, depth + 1):
-        whole = frame_map.encoder_frames(level, len(owners[level]), first=True)
-        assert whole.tolist() == owners[level]
+        whole = frames_of(len(expected[level]), frames, *frame_map.encoder(level, first=True))
+        assert whole.tolist() == expected[level]
         first_run = frame_map.first_span(level)
-        later = frame_map.encoder_frames(level, len(owners[level]) - first_run, first=False)
-        assert (later + 1).tolist() == owners[level][first_run:]
+        later = frames_of(len(expected[level]) - first_run, frames - 1, *frame_map.encoder(level, first=False))
+        assert (later + 1).tolist() == expected[level][first_run:]
 
 
 def test_the_last_frame_owns_the_tail_of_a_decoder():
-    assert FrameMap(2, 4, 2).decoder_frames(1, 8, 3).tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
+    assert frames_of(8, 3, *FrameMap(2, 4, 2).decoder(1)).tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_positions_and_ufs_are_inverse():

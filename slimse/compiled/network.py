@@ -227,5 +227,5 @@ def _choices(model: SlimModel, uf: UF | None, batch: int, frames: int) -> Ints:
     ufs = model.ufs
     schedule = ufs.schedule(1.0 if uf is None else uf, batch, frames)
     if schedule.choice is not None:
-        return schedule.choice.contiguous().numpy()
+        return schedule.choice.long().numpy()
     return np.full((batch, 1), ufs.index(float(uf)))  # type: ignore[arg-type]

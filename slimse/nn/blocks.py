@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..ops import decoder_block, encoder_block
-from ..width import Width, max_width
+from ..width import LevelWidth, max_width
 from .packed import PackedModule
 
 
@@ -78,12 +78,12 @@ class EncoderBlock(PackedModule):
         """Output positions for ``time`` input positions."""
         return max((time - self.kernel_size) // self.stride + 1, 0)
 
-    def forward(self, x: Tensor, width: Width) -> Tensor:
+    def forward(self, x: Tensor, width: LevelWidth) -> Tensor:
         """Run the block at ``width`` active hidden channels (see `slimse.width`)."""
         weights = (self.conv_weight, self.conv_bias, self.glu_weight, self.glu_bias)
         return encoder_block(x, *weights, width, self.stride, backend=self.backend, precision=self.precision)
 
-    def count(self, args: tuple[Tensor, Width], output: Tensor) -> tuple[int, int]:
+    def count(self, args: tuple[Tensor, LevelWidth], output: Tensor) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, and weight bytes that one pass over its rows reads."""
         k = max_width(args[1], self.channels)
         macs = self.conv_weight[:k].numel() + self.glu_weight[:k].numel()
@@ -158,7 +158,7 @@ class DecoderBlock(PackedModule):
             "conv_bias": public["conv.bias"],
         }
 
-    def forward(self, x: Tensor, width: Width, skip: Tensor, *, activate: bool) -> Tensor:
+    def forward(self, x: Tensor, width: LevelWidth, skip: Tensor, *, activate: bool) -> Tensor:
         """Run the block on ``x + skip`` at ``width`` active hidden channels (see `slimse.width`).
 
         ``activate`` says that no more overlap is to come: bias and ReLU are part of the result.
@@ -173,7 +173,7 @@ class DecoderBlock(PackedModule):
         y = y + self.conv_bias.to(y.dtype)
         return torch.relu(y) if self.relu else y
 
-    def count(self, args: tuple[Tensor, Width, Tensor], output: Tensor) -> tuple[int, int]:
+    def count(self, args: tuple[Tensor, LevelWidth, Tensor], output: Tensor) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, and weight bytes that one pass over its rows reads."""
         k = max_width(args[1], self.channels)
         macs = self.glu_weight[:k].numel() + self.conv_weight[:k].numel()

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..ops import check_backend, slim_gru, slim_lstm
-from ..width import Width, channels, max_width
+from ..width import LevelWidth, Width, by_position, channels, max_width
 from .packed import PackedModule
 
 
@@ -61,14 +61,14 @@ class GroupedGRU(PackedModule):
         """Zeros, on the device and in the dtype of ``like``."""
         return (like.new_zeros(batch, self.groups, self.size),)
 
-    def forward(self, x: Tensor, width: Width, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
+    def forward(self, x: Tensor, width: LevelWidth, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
         """Run ``T`` steps from ``state``, all units whatever the ``width``."""
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         before = state[0].transpose(0, 1).contiguous()
         out, new = slim_gru(x, *weights, self.size, before, backend=self.backend, precision=self.precision)
         return out, (new.transpose(0, 1),)
 
-    def count(self, args: tuple[Tensor, Width, tuple[Tensor]], output: object) -> tuple[int, int]:
+    def count(self, args: tuple[Tensor, LevelWidth, tuple[Tensor]], output: object) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, and weight bytes that one step reads."""
         macs = self.weight_ih.numel() + self.weight_hh.numel()
         read = macs + self.bias_ih.numel() + self.bias_hh.numel()
@@ -202,13 +202,14 @@ class SlimLSTMStack(nn.Module):
         count = 2 * self.lstm.num_layers * self.lstm.directions
         return tuple(like.new_zeros(batch, self.channels) for _ in range(count))
 
-    def forward(self, x: Tensor, width: Width, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, width: LevelWidth, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run ``T`` steps from ``state`` with ``width`` active units per step in every layer."""
-        x, new = self.lstm.run(x, width, list(zip(state[::2], state[1::2], strict=True)))
+        steps = by_position(width, x.shape[1])
+        x, new = self.lstm.run(x, steps, list(zip(state[::2], state[1::2], strict=True)))
         return (x if self.linear is None else self.linear(x)), tuple(part for pair in new for part in pair)
 
     def count(
-        self, args: tuple[Tensor, Width, tuple[Tensor, ...]], output: tuple[Tensor, tuple[Tensor, ...]]
+        self, args: tuple[Tensor, LevelWidth, tuple[Tensor, ...]], output: tuple[Tensor, tuple[Tensor, ...]]
     ) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, and weight bytes that one step reads."""
         k = max_width(args[1], self.channels)

@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ..ops import check_backend, sinc_resample
+
 ZEROS = 56
 TAPS = 2 * ZEROS
 LOOKAHEAD = ZEROS
@@ -27,11 +29,7 @@ def filter_taps() -> Tensor:
 
 
 def _filter_matrix() -> Tensor:
-    """``[TAPS + _BLOCK - 1, _BLOCK]`` in float64: column ``j`` holds the half-sample filter shifted down by ``j``.
-
-    One product with it filters a block of outputs: the same sums as a convolution of one channel, which the CPU
-    libraries run at a small part of their matrix speed.
-    """
+    """``[TAPS + _BLOCK - 1, _BLOCK]`` in float64: column ``j`` holds the half-sample filter shifted down by ``j``."""
     taps = filter_taps()
     matrix = torch.zeros(TAPS + _BLOCK - 1, _BLOCK, dtype=torch.float64)
     for column in range(_BLOCK):
@@ -47,8 +45,10 @@ class _HalfSampleFilter(nn.Module):
 
     filters: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, backend: str = "auto") -> None:
         super().__init__()
+        check_backend(backend, "ieee")
+        self.backend = backend
         self.register_buffer("filters", _filter_matrix().float(), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -59,15 +59,9 @@ class _HalfSampleFilter(nn.Module):
             self.filters = _filter_matrix().to(self.filters.device, dtype)
         return self
 
-    def half_sample(self, x: Tensor) -> Tensor:
-        """``[B, n]`` to ``[B, n - TAPS + 1]``: the signal half a sample after position ``ZEROS - 1`` of each window."""
-        count = x.shape[1] - TAPS + 1
-        blocks = -(-count // _BLOCK)
-        padded = nn.functional.pad(x, (0, blocks * _BLOCK - count))
-        windows = padded.unfold(1, TAPS + _BLOCK - 1, _BLOCK)
-        # Autocast would run the filter in bf16, and its rounding would be noise 50 dB below the signal.
-        with torch.autocast(x.device.type, enabled=False):
-            return (windows @ self.filters.to(x.dtype)).reshape(x.shape[0], -1)[:, :count]
+    def resample(self, x: Tensor, history: Tensor, *, up: bool, final: bool) -> tuple[Tensor, Tensor]:
+        """`slimse.ops.sinc_resample` with these filters."""
+        return sinc_resample(x, history, self.filters, up, final, backend=self.backend)
 
 
 class SincUpsample(_HalfSampleFilter):
@@ -79,17 +73,12 @@ class SincUpsample(_HalfSampleFilter):
     """
 
     def initial_buffer(self, like: Tensor) -> Tensor:
-        """What precedes a signal: silence."""
+        """What precedes a signal: silence. A buffer of no samples stands for it as well."""
         return like.new_zeros(like.shape[0], ZEROS - 1)
 
     def forward(self, x: Tensor, buffer: Tensor, *, final: bool) -> tuple[Tensor, Tensor]:
         """Return all samples whose look-ahead has arrived; ``final`` puts silence after the signal."""
-        x = torch.cat([buffer, x, x.new_zeros(x.shape[0], LOOKAHEAD if final else 0)], dim=1)
-        count = x.shape[1] - TAPS + 1
-        if count <= 0:
-            return x[:, :0], x
-        even = x[:, ZEROS - 1 : ZEROS - 1 + count]
-        return torch.stack([even, self.half_sample(x)], dim=2).flatten(1), x[:, count:].clone()
+        return self.resample(x, buffer, up=True, final=final)
 
     def count(self, args: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made (`TAPS` for every other output); no trained weights."""
@@ -104,20 +93,12 @@ class SincDownsample(_HalfSampleFilter):
     """
 
     def initial_buffer(self, like: Tensor) -> Tensor:
-        """What precedes a signal: silence."""
+        """What precedes a signal: silence. A buffer of no samples stands for it as well."""
         return like.new_zeros(like.shape[0], 2 * ZEROS)
 
     def forward(self, x: Tensor, buffer: Tensor, *, final: bool) -> tuple[Tensor, Tensor]:
         """Return all samples whose look-ahead has arrived; ``final`` puts silence after the signal."""
-        x = torch.cat([buffer, x], dim=1)
-        if final:
-            x = nn.functional.pad(x, (0, x.shape[1] % 2 + 2 * (ZEROS - 1)))
-        pairs = x.shape[1] // 2
-        count = pairs - TAPS + 1
-        if count <= 0:
-            return x[:, :0], x
-        even, odd = x[:, : 2 * pairs].unflatten(1, (pairs, 2)).unbind(2)
-        return 0.5 * (even[:, ZEROS : ZEROS + count] + self.half_sample(odd)), x[:, 2 * count :].clone()
+        return self.resample(x, buffer, up=False, final=final)
 
     def count(self, args: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made (`TAPS` per output); no trained weights."""

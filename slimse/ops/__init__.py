@@ -9,6 +9,9 @@ Every op is defined by a plain-torch reference, which is also its CPU path (`blo
   not.
 - ``precision``: of float32 products in kernels, ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
 
+`sinc_resample` and `running_level` are no registered ops: their references run where a gradient is wanted, and under
+compilers and exporters.
+
 Soft widths run on the references. Under autocast, blocks and convolutions run in its dtype, recurrent ops in that of
 their weights.
 """
@@ -24,6 +27,8 @@ slim_linear_glu = register(SPECS["slim_linear_glu"])
 diagonal_gru = register(SPECS["diagonal_gru"])
 slim_gru = register(SPECS["slim_gru"])
 slim_lstm = register(SPECS["slim_lstm"])
+sinc_resample = register(SPECS["sinc_resample"])
+running_level = register(SPECS["running_level"])
 
 __all__ = [
     "BACKENDS",
@@ -32,6 +37,8 @@ __all__ = [
     "decoder_block",
     "diagonal_gru",
     "encoder_block",
+    "running_level",
+    "sinc_resample",
     "slim_conv1d",
     "slim_conv_transpose1d",
     "slim_gru",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..width import Width, max_width
+from ..width import LevelWidth, by_position, max_width
 from .convolution import gated_units, slim_linear_glu
 
 
@@ -85,7 +85,7 @@ def encoder_block(
     conv_bias: Tensor,
     glu_weight: Tensor,
     glu_bias: Tensor,
-    width: Width,
+    width: LevelWidth,
     stride: int,
 ) -> Tensor:
     """``GLU(relu(conv(x)[:k]) @ glu_weight[:k] + glu_bias)``: strided convolution, ReLU, pointwise, GLU.
@@ -102,6 +102,7 @@ def encoder_block(
     Returns:
         ``[B, P, C]`` with ``P = floor((T - K) / S) + 1`` (0 if ``T < K``), always full width.
     """
+    width = by_position(width, max((x.shape[1] - conv_weight.shape[1] // x.shape[2]) // stride + 1, 0))
     if isinstance(width, Tensor) and width.numel():
         block = stride * x.shape[2]
         blocks = x[:, : x.shape[1] // stride * stride].reshape(len(x), -1, block)
@@ -123,7 +124,7 @@ def decoder_block(
     glu_weight: Tensor,
     glu_bias: Tensor,
     conv_weight: Tensor,
-    width: Width,
+    width: LevelWidth,
     stride: int,
     channels: int,
     skip: Tensor | None = None,
@@ -149,7 +150,7 @@ def decoder_block(
     Returns:
         ``[B, S T + K - S, C_out]``.
     """
-    x = x if skip is None else x + skip
+    x, width = x if skip is None else x + skip, by_position(width, x.shape[1])
     if isinstance(width, Tensor) and width.numel():
         wide = _by_width(
             x.flatten(0, 1), width, lambda rows, k: gated_units(rows, glu_weight, glu_bias, k) @ conv_weight[:k]

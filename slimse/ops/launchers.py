@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 from . import tuning
 from .registry import SPECS, OpSpec, Values, kernels
 
-KERNELS = tuple(SPECS)
-"""Ops that have kernels."""
+KERNELS = tuple(name for name, spec in SPECS.items() if spec.registered)
+"""Registered ops: their results and gradients have kernels."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What kernels compute in."""
 
@@ -33,13 +33,12 @@ def backward(
     options = _options(spec, values, precision, backward=True)
     given = {name: value for name, value in values.items() if name not in spec.backward_drops}
     launch = spec.launcher("backward")
+    options |= _skipped(spec, values, needs)
     if spec.recurrent:
         last = grads[1] if len(grads) == 2 else tuple(grads[1:])
         return pytree.tree_leaves(launch(grads[0], last, outputs[0], **given, **options))
     if values.get("relu"):
         options["out"] = outputs[0]
-    if spec.input_grad:
-        options["input_grad"] = needs[0]
     results = launch(grads[0], **given, **options)
     if not spec.gradients:
         return list(results)
@@ -47,6 +46,17 @@ def backward(
     # Arguments that are tensors, or None in the place of one.
     names = [name for name in values if name in found or name == spec.added]
     return [found.get(name) for name in names]
+
+
+def _skipped(spec: OpSpec, values: Values, needs: list[bool]) -> dict[str, bool]:
+    """Which of what a backward launcher can leave out is wanted: nothing is computed for frozen parts."""
+    names: list[str] = []
+    for name, value in values.items():
+        if name not in spec.bounds and (value is None or isinstance(value, Tensor | tuple)):
+            names += [name] * (len(value) if isinstance(value, tuple) else 1)
+    weights = any(need for name, need in zip(names, needs, strict=True) if "weight" in name or "bias" in name)
+    wanted = {"input_grad": needs[0], "weight_grads": weights}
+    return {name: wanted[name] for name in spec.skips}
 
 
 def _options(spec: OpSpec, values: Values, precision: str, *, backward: bool = False) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ..kernels.rows import FrameWidths
 from ..width import SoftWidth
 from . import launchers, verdicts
 from .registry import OpSpec
@@ -33,11 +34,16 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _PLAIN = (Tensor, torch.nn.Parameter)
 _MOST_KEYS = 4096
 """Calls of an op, by shapes, whose verdict's key is kept."""
+_OF_WIDTHS = ("_rows", "_counts", "_own", "_both")
+"""Ends of the names of tensors that are parts of a width."""
 _SCHEMA = {
     "Tensor": "Tensor {0}",
     "Tensor | None": "Tensor? {0}",
     # A number, and the integer tensor that stands in for it, or None.
     "Width": "SymInt {0}, Tensor? {0}_rows",
+    # The same, or the parts of a width by frames, its choice in the place of rows.
+    "LevelWidth": "SymInt {0}, Tensor? {0}_rows, Tensor? {0}_counts, Tensor? {0}_own, Tensor? {0}_both, "
+    "SymInt {0}_rate, SymInt {0}_lead",
     "tuple[Tensor, Tensor]": "Tensor {0}_0, Tensor {0}_1",
     "int": "SymInt {0}",
     "bool": "bool {0}",
@@ -112,7 +118,9 @@ def register(spec: OpSpec) -> Callable[..., Any]:
         values = {key: given[key] for key in names}
         soft = any(isinstance(value, SoftWidth) for value in values.values())
         chosen = _choose(backend, precision, x, soft)
-        direct = soft or (chosen == "torch" and not torch.compiler.is_compiling())
+        direct = soft or (chosen == "torch" and not (torch.compiler.is_compiling() and spec.registered))
+        if not spec.registered:
+            return spec.reference(**values) if direct else op(values, chosen, precision)
         if ambient and not (direct and spec.autocast):
             dtype = torch.get_autocast_dtype(device) if spec.autocast else op.weight(values).dtype
             values = {key: pytree.tree_map(functools.partial(_cast, dtype=dtype), values[key]) for key in names}
@@ -127,6 +135,30 @@ def register(spec: OpSpec) -> Callable[..., Any]:
         parameters=[*op.signature.parameters.values(), *own]
     )
     return call
+
+
+def _shape_of(value: Any) -> Any:
+    """What an argument adds to the key of a call."""
+    if isinstance(value, FrameWidths):
+        return (*value.choice.shape, value.rate, value.lead, value.orders is None)
+    # A state's tensors have the shape that the weights say.
+    return value.shape if isinstance(value, Tensor) else 0 if isinstance(value, tuple) else value
+
+
+def _width_parts(width: Any) -> list[Any]:
+    """A width as the arguments of a registered op."""
+    if isinstance(width, FrameWidths):
+        return [0, width.choice, width.counts, *(width.orders or (None, None)), width.rate, width.lead]
+    return [*([0, width] if isinstance(width, Tensor) else [width, None]), None, None, None, 1, 0]
+
+
+def _width_of(
+    number: int, rows: Tensor | None, counts: Tensor | None, own: Tensor | None, both: Tensor | None, *place: int
+) -> Any:
+    """The inverse of `_width_parts`."""
+    if counts is not None:
+        return FrameWidths(rows, counts, *place, None if own is None else (own, both))
+    return number if rows is None else rows
 
 
 def _define(name: str, run: Callable[..., Any], schema: str) -> Any:
@@ -155,12 +187,18 @@ class _Op:
         parameters = self.signature.parameters
         self.kinds = {name: str(parameter.annotation) for name, parameter in parameters.items()}
         self.defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        if spec.registered:
+            self.define()
+
+    def define(self) -> None:
+        """Register with PyTorch."""
+        spec = self.spec
         schema = ", ".join(_SCHEMA[kind].format(name) for name, kind in self.kinds.items())
         arguments = [argument.split() for argument in schema.split(", ")]
         self.tensors = [
             index
             for index, (kind, name) in enumerate(arguments)
-            if kind.startswith("Tensor") and not name.endswith("_rows")
+            if kind.startswith("Tensor") and not name.endswith(_OF_WIDTHS)
         ]
         """Positions of the differentiable arguments."""
         self.added = next((n for n, index in enumerate(self.tensors) if arguments[index][1] == spec.added), None)
@@ -184,6 +222,8 @@ class _Op:
         flat = self.flatten(values)
         if _untraced(flat):
             return self.compute(values, backend, precision)
+        if not self.spec.registered:
+            return self.spec.reference(**values)
         out = self.op(*flat, backend, precision)
         # Only an LSTM has three outputs, of which two are its state.
         return (out[0], out[1:]) if isinstance(out, tuple) and len(out) == 3 else out
@@ -193,8 +233,8 @@ class _Op:
         flat: list[Any] = []
         for name, kind in self.kinds.items():
             value = values[name]
-            if kind == "Width":
-                flat += [0, value] if isinstance(value, Tensor) else [value, None]
+            if kind in ("Width", "LevelWidth"):
+                flat += _width_parts(value)[: 2 if kind == "Width" else None]
             elif kind.startswith("tuple"):
                 flat += value
             else:
@@ -209,6 +249,8 @@ class _Op:
             if kind == "Width":
                 rows = next(rest)
                 value = value if rows is None else rows
+            elif kind == "LevelWidth":
+                value = _width_of(value, *(next(rest) for _ in range(6)))
             elif kind.startswith("tuple"):
                 value = (value, next(rest))
             values[name] = value
@@ -249,9 +291,7 @@ class _Op:
     ) -> tuple[torch.device, str]:
         """Where a call runs, and the key of its kernels' verdict."""
         x = next(iter(values.values()))
-        shapes = (value.shape if isinstance(value, Tensor) else value for value in values.values())
-        # A state's tensors have the shape that the weights say.
-        parts = (0 if type(part) is tuple else part for part in shapes)
+        parts = (_shape_of(value) for value in values.values())
         call = (direction, x.dtype, x.device, precision, *needs, *parts)
         found = self.keys.get(call)
         if found is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import blocks, convolution, recurrent
+from . import blocks, convolution, recurrent, signal
 
 Values = Mapping[str, Any]
 """Arguments of a reference by name."""
@@ -37,11 +37,14 @@ class OpSpec:
         recurrent: whether the outputs after the first are the state after the last step.
         order: rows of the arguments in the order in which they share tiles, or None; for launchers that take one.
         backward_order: whether the backward launcher takes it as well.
-        backward_module: where the backward launcher is, if not in the module of the op's name.
         backward_drops: arguments of the reference that the backward launcher does not take.
-        input_grad: whether the backward launcher can leave out the gradient at the first argument.
+        skips: what the backward launcher can leave out: ``"input_grad"``, the gradient at the first argument, and
+            ``"weight_grads"``, those at weights and biases.
         gradients: the arguments whose gradients the backward launcher returns, in its order; all tensors by default.
         tuned: columns and channels by which a table of launch parameters is looked up.
+        registered: whether it is an op of PyTorch, with a kernel for its gradient. Others are what their reference is
+            made of wherever somebody looks on, or wants a gradient.
+        positive: arguments that are never negative.
     """
 
     reference: Callable[..., Any]
@@ -54,11 +57,12 @@ class OpSpec:
     recurrent: bool = False
     order: Callable[[Values], Tensor | None] | None = None
     backward_order: bool = True
-    backward_module: str = ""
     backward_drops: tuple[str, ...] = ()
-    input_grad: bool = False
+    skips: tuple[str, ...] = ("input_grad", "weight_grads")
     gradients: tuple[str, ...] = ()
     tuned: Callable[[Values], tuple[int, int]] | None = None
+    registered: bool = True
+    positive: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,8 +71,7 @@ class OpSpec:
 
     def launcher(self, direction: str) -> Callable[..., Any]:
         """``"forward"`` or ``"backward"``. Kernels are imported on first use: Triton may be missing."""
-        module = self.backward_module if direction == "backward" and self.backward_module else self.name
-        return getattr(kernels(module), f"{self.name}_{direction}")
+        return getattr(kernels(self.name), f"{self.name}_{direction}")
 
     def reads_outputs(self, values: Values) -> bool:
         """Whether the backward launcher wants what came out: past states, or where a ReLU let something through."""
@@ -141,6 +144,10 @@ def _gru(x: Tensor, weight_hh: Tensor, state: Tensor, **_: Any) -> list[Any]:
     return [(*x.shape[:2], weight_hh.shape[0] * weight_hh.shape[1]), state]
 
 
+def _own_shapes(**values: Any) -> list[Any]:
+    raise TypeError("no registered op: its outputs are made by its reference or its kernels")
+
+
 def _lstm(x: Tensor, weight_hh: Tensor, width: Any, state: tuple[Tensor, Tensor], **_: Any) -> list[Any]:
     units = weight_hh.shape[0] if isinstance(width, Tensor) else width
     return [(*x.shape[:2], units), *state]
@@ -154,7 +161,6 @@ _SPECS = (
         bounds={"width": ("conv_weight", 0)},
         steps=520,
         order=_by_width("width"),
-        input_grad=True,
         tuned=lambda values: values["conv_weight"].shape[::-1],
     ),
     OpSpec(
@@ -165,6 +171,7 @@ _SPECS = (
         added="skip",
         order=_decoder_order,
         backward_drops=("relu", "conv_bias"),
+        skips=("weight_grads",),
         gradients=("x", "glu_weight", "glu_bias", "conv_weight", "conv_bias"),
         tuned=lambda values: (values["stride"] * values["channels"], values["conv_weight"].shape[0]),
     ),
@@ -175,7 +182,6 @@ _SPECS = (
         bounds={"width_in": ("x", 2), "width_out": ("weight", 0)},
         order=_by_width("width_out"),
         backward_order=False,
-        input_grad=True,
     ),
     OpSpec(
         convolution.slim_conv_transpose1d,
@@ -189,6 +195,7 @@ _SPECS = (
         axes={"x": "BT", "skip": "BT", "width": "BT"},
         bounds={"width": ("weight", 0)},
         added="skip",
+        skips=("weight_grads",),
         order=_by_width("width"),
         gradients=("x", "weight", "bias"),
     ),
@@ -196,6 +203,7 @@ _SPECS = (
         recurrent.diagonal_gru,
         _diagonal,
         axes={"gates_x": "BT", "state": "B"},
+        skips=(),
         steps=4,
         autocast=False,
         recurrent=True,
@@ -208,7 +216,6 @@ _SPECS = (
         steps=4,
         autocast=False,
         recurrent=True,
-        backward_module="slim_gru_backward",
     ),
     OpSpec(
         recurrent.slim_lstm,
@@ -218,7 +225,15 @@ _SPECS = (
         steps=4,
         autocast=False,
         recurrent=True,
-        backward_module="slim_lstm_backward",
+    ),
+    OpSpec(signal.sinc_resample, _own_shapes, axes={"x": "BT", "history": "B_"}, steps=400, registered=False),
+    OpSpec(
+        signal.running_level,
+        _own_shapes,
+        axes={"x": "BT", "sums": "B_", "seen": "B_"},
+        steps=2500,
+        registered=False,
+        positive=("sums", "seen"),
     ),
 )
 SPECS: Mapping[str, OpSpec] = {spec.name: spec for spec in _SPECS}

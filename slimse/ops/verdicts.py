@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..kernels.rows import FrameWidths, frame_orders
 from .registry import OpSpec, Values
 
 LIMITS = {"float32 ieee": 1e-3, "float32 tf32x3": 1e-3, "float32 tf32": 0.03, "float16": 0.03, "bfloat16": 0.2}
@@ -110,7 +111,9 @@ def key_of(spec: OpSpec, direction: str, values: Values, precision: str, needs: 
     x = next(iter(values.values()))
     words = [f"{spec.name} {direction} {number_format(x.dtype, precision)}"]
     for name, value in values.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, FrameWidths):
+            words.append(f"frames of {value.rate} from {value.lead}{'' if value.orders is None else ' sorted'}")
+        elif isinstance(value, Tensor):
             words.append("rows" if name in spec.bounds else "x".join(map(str, _shape(name, value, spec))))
         elif name in spec.bounds:
             # Tiles grow with the width in powers of two.
@@ -141,6 +144,8 @@ def sample(spec: OpSpec, values: Values, *, decided: bool = False) -> dict[str, 
             return ((found.sign() + 0.1 * found) if decided else 0.3 * found).to(value.dtype)
         if "weight" in name:
             return (random(shape) * max(shape[-1], 1) ** -0.5).to(value.dtype)
+        if name in spec.positive:
+            return random(shape).abs().to(value.dtype)
         return (random(shape) * (0.05 if decided else 1)).to(value.dtype)
 
     found: dict[str, Any] = {}
@@ -148,16 +153,28 @@ def sample(spec: OpSpec, values: Values, *, decided: bool = False) -> dict[str, 
         if isinstance(value, Tensor):
             found[name] = value if name in spec.bounds else like(name, value)
         else:
-            found[name] = tuple(like(name, part) for part in value) if isinstance(value, tuple) else value
+            state = type(value) is tuple and isinstance(value[0], Tensor)
+            found[name] = tuple(like(name, part) for part in value) if state else value
     batch, time = next(iter(found.values())).shape[:2]
     for name, (bounding, axis) in spec.bounds.items():
-        if isinstance(values[name], Tensor):
+        given = values[name]
+        if isinstance(given, Tensor | FrameWidths):
             positions = spec.shapes(**{**found, **dict.fromkeys(spec.bounds, 0)})[0][1]
-            shape = (batch, int(positions) if "P" in spec.axes[name] else time)
-            most = found[bounding].shape[axis]
+            count = int(positions) if "P" in spec.axes[name] else time
+            if isinstance(given, FrameWidths):
+                found[name] = _few_frames(given, batch, count, generator)
+                continue
+            shape, most = (batch, count), found[bounding].shape[axis]
             widths = torch.randint(most + 1, shape, generator=generator, device=x.device)
-            found[name] = widths.to(values[name].dtype)
+            found[name] = widths.to(given.dtype)
     return found
+
+
+def _few_frames(like: FrameWidths, batch: int, positions: int, generator: torch.Generator) -> FrameWidths:
+    """Random widths by as many frames as own so many positions, sorted if those of ``like`` are."""
+    frames, widths = max(-(-(positions - like.lead - 1) // like.rate) + 1, 1), len(like.counts)
+    choice = torch.randint(widths, (batch, frames), generator=generator, device=like.counts.device).int()
+    return like._replace(choice=choice, orders=None if like.orders is None else frame_orders(choice, widths))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,24 +14,8 @@ from ..model import ModelState, SlimModel
 from ..networks import state as states
 from ..ops.launchers import DTYPES
 from ..router import RouterState
-from ..width import Schedule, Width
+from ..width import Schedule
 from .base import Runtime
-
-
-@dataclass(frozen=True)
-class _TickSchedule(Schedule):
-    """A schedule whose tables are on the device already: a graph cannot bring them there."""
-
-    counts: dict[int, Tensor] = field(default_factory=dict)
-    """By channels of a layer, those that are active at each UF; filled before a graph is recorded."""
-
-    def width(self, channels: int, frame: Tensor) -> Width:
-        """As of `Schedule`."""
-        assert self.choice is not None
-        if channels not in self.counts:
-            active = [self.widths.channels(uf, channels) for uf in self.widths]
-            self.counts[channels] = torch.tensor(active).to(frame.device)
-        return self.counts[channels][self.choice[:, frame]]
 
 
 @dataclass(eq=False)
@@ -70,7 +54,6 @@ class EagerSlots:
         self.choice = torch.zeros(capacity, dtype=torch.int64, device=like.device)
         self._fixed, self._auto = self.choice.clone(), self.choice.bool()
         self._asked = (like if model.router is None else model.router.asked).new_ones(capacity)
-        self._counts: dict[int, Tensor] = {}
         self._joining: list[int] = []
         self._cohorts: list[_Cohort] = []
         self._wanted: dict[int, tuple[float | None, float | None]] = {}
@@ -100,9 +83,7 @@ class EagerSlots:
             decides = auto.unsqueeze(1)
             router = (torch.where(decides, now, old) for now, old in zip(new, state.router, strict=True))
             state = state._replace(router=RouterState(*router))
-        out, state = model.run(
-            samples, state, _TickSchedule(model.ufs, choice=choice.unsqueeze(1), counts=self._counts)
-        )
+        out, state = model.run(samples, state, Schedule(model.ufs, choice=choice.int().unsqueeze(1)))
         return out, choice, state
 
     def join(self, slot: int) -> None:

@@ -19,12 +19,7 @@ TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-KNOWN = {
-    ("sm_90", "bf16"): {
-        ("encoder 3 backward ragged, batch 64", "slim_linear_glu_input"): "spills 16 bytes",
-        ("decoder 3 backward ragged, batch 64", "slim_linear_glu_output"): "spills 512 bytes",
-    }
-}
+KNOWN: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
 """Kernels that spill, by target and number format; of those that `--quick` builds, the list is complete."""
 LENGTHS = """
 import json
@@ -65,7 +60,7 @@ def test_no_spill_no_overflow_and_tensor_cores_where_they_are_meant(rows):
         # Tiles are chosen for the assembler of that version; another one spills a little elsewhere.
         assert all(what.startswith("spills") for what in wrong.values()), wrong
         return
-    assert wrong == KNOWN["sm_90", "bf16"]
+    assert wrong == KNOWN.get(("sm_90", "bf16"), {})
 
 
 @pytest.mark.aot

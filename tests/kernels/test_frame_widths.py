@@ -1,4 +1,4 @@
-"""Widths by frames in the kernels, against the same widths position by position and `slimse.width.FrameMap`."""
+"""Widths by frames in the kernels, against the same widths position by position."""
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from slimse.kernels.tiles import BlockConfig
 from slimse.networks.demucs.frames import FrameMap
 from slimse.ops.blocks import decoder_block, encoder_block
 
-MAP = FrameMap(5, 8, 4)
 FRAMES, CHANNELS = 7, 24
 KEPT, SPLIT = BlockConfig(True, 16, 32, 16, 32, 4, 2), BlockConfig(False, 16, 32, 16, 16, 4, 2)
 
@@ -28,21 +27,6 @@ def choice(device):
 def counts(device):
     """Active channels of the widths."""
     return torch.tensor([3, 12, CHANNELS], dtype=torch.int32, device=device)
-
-
-@pytest.mark.parametrize("level", [1, 3, 4, 5])
-def test_positions_belong_to_the_frames_of_a_stream(choice, counts, level):
-    rate, lead = MAP.positions_per_frame(level), MAP.first_span(level) - 1
-    count = lead + 1 + rate * (FRAMES - 1)
-    owners = MAP.encoder_frames(level, count, first=True, device=choice.device)
-    assert torch.equal(FrameWidths(choice, counts, rate, lead).positions(count), counts[choice[:, owners].long()])
-    for first, owners in (
-        (False, MAP.encoder_frames(level, rate * FRAMES, first=False, device=choice.device)),
-        (False, MAP.decoder_frames(level, rate * FRAMES + 2, FRAMES, device=choice.device)),
-    ):
-        assert not first
-        widths = FrameWidths(choice, counts, rate, rate - 1).positions(len(owners))
-        assert torch.equal(widths, counts[choice[:, owners].long()])
 
 
 def test_orders_are_permutations_from_narrow_to_wide(choice):
@@ -72,7 +56,7 @@ def test_an_encoder_block(distance, device, choice, counts, rate, lead, config, 
             encoder_block_backward(grad, x, *weights, rows, 4),
             strict=True,
         ):
-            assert torch.equal(mine, theirs)
+            assert distance(mine, theirs) <= 1e-6
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -95,7 +79,7 @@ def test_a_decoder_block(distance, device, choice, counts, rate, config, ordered
             decoder_block_backward(grad, x, *weights, rows, 4, 5, skip=skip),
             strict=True,
         ):
-            assert torch.equal(mine, theirs)
+            assert distance(mine, theirs) <= 1e-6
 
 
 def test_positions_beyond_the_frames_are_computed_too(distance, device, choice, counts):

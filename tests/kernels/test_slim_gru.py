@@ -1,16 +1,26 @@
 """The grouped GRU's kernels, resident and streamed, against a loop in plain torch."""
 
+from contextlib import contextmanager
+from unittest import mock
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from slimse.kernels import slim_gru as module
 from slimse.kernels.recurrence import RecurrentConfig, select_config
-from slimse.kernels.slim_gru import slim_gru_forward
-from slimse.kernels.slim_gru_backward import slim_gru_backward
+from slimse.kernels.slim_gru import slim_gru_backward, slim_gru_forward
 
 RESIDENT, STREAMED = RecurrentConfig(True, 32, 32, 4), RecurrentConfig(False, 16, 16, 4)
 NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "state")
+
+
+@contextmanager
+def chosen(config):
+    """Within, launch parameters are these; None leaves the choice to the launcher."""
+    with mock.patch.object(module, "select_config", (lambda *_, **__: config) if config else select_config):
+        yield
 
 
 def make(batch, time, groups, inputs, units, device, dtype=torch.float32):
@@ -57,8 +67,9 @@ def twin(args, width, grad, grad_last, dtype=torch.float64):
 def run(args, width, grad, grad_last, config):
     """Outputs and gradients of the kernels."""
     *weights, state = args
-    out, last = slim_gru_forward(*weights, width, state, config=config)
-    return (out, last), slim_gru_backward(grad, grad_last, out, *weights, width, state, config=config)
+    with chosen(config):
+        out, last = slim_gru_forward(*weights, width, state)
+        return (out, last), slim_gru_backward(grad, grad_last, out, *weights, width, state)
 
 
 def check(distance, args, width, grad, grad_last, config):
@@ -132,11 +143,12 @@ def test_half_precision_is_as_close_as_torch(distance, device, dtype, config):
 def test_pieces_give_what_the_whole_gives(device, config):
     (x, *weights, state), _, _ = make(2, 6, 2, 3, 10, device, torch.bfloat16)
     state = state.float()
-    out, last = slim_gru_forward(x, *weights, 8, state, config=config)
     pieces = []
-    for piece in x.split([1, 3, 2], 1):
-        part, state = slim_gru_forward(piece, *weights, 8, state, config=config)
-        pieces.append(part)
+    with chosen(config):
+        out, last = slim_gru_forward(x, *weights, 8, state)
+        for piece in x.split([1, 3, 2], 1):
+            part, state = slim_gru_forward(piece, *weights, 8, state)
+            pieces.append(part)
     assert torch.equal(torch.cat(pieces, 1), out)
     assert torch.equal(state, last)
 

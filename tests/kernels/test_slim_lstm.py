@@ -1,19 +1,29 @@
 """The LSTM's kernels, resident and streamed, against the plain-torch twin."""
 
+from contextlib import contextmanager
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from slimse.kernels.recurrence import RecurrentConfig
-from slimse.kernels.slim_lstm import slim_lstm_forward
-from slimse.kernels.slim_lstm_backward import slim_lstm_backward
+from slimse.kernels import slim_lstm as module
+from slimse.kernels.recurrence import RecurrentConfig, select_config
+from slimse.kernels.slim_lstm import slim_lstm_backward, slim_lstm_forward
 
 from slimse.ops.recurrent import slim_lstm
 
 RESIDENT, STREAMED = RecurrentConfig(True, 32, 32, 4), RecurrentConfig(False, 16, 16, 4)
 NAMES = ("x", "weight_ih", "weight_hh", "bias", "h", "c")
+
+
+@contextmanager
+def chosen(config):
+    """Within, launch parameters are these; None leaves the choice to the launcher."""
+    with mock.patch.object(module, "select_config", (lambda *_, **__: config) if config else select_config):
+        yield
 
 
 def make(batch, time, inputs, units, device, dtype=torch.float32):
@@ -42,8 +52,9 @@ def run(args, width, grads, config):
     """Outputs and gradients of the kernels."""
     x, *weights = args[:4]
     grad = grads[0][:, :, :width] if isinstance(width, int) else grads[0]
-    out, last = slim_lstm_forward(x, *weights, width, tuple(args[4:]), config=config)
-    pulled = slim_lstm_backward(grad, tuple(grads[1:]), out, x, *weights, width, tuple(args[4:]), config=config)
+    with chosen(config):
+        out, last = slim_lstm_forward(x, *weights, width, tuple(args[4:]))
+        pulled = slim_lstm_backward(grad, tuple(grads[1:]), out, x, *weights, width, tuple(args[4:]))
     return (F.pad(out, (0, grads[0].shape[2] - out.shape[2])), *last), (*pulled[:4], *pulled[4])
 
 
@@ -117,11 +128,12 @@ def test_half_precision_is_as_close_as_torch(distance, device, dtype, config):
 def test_pieces_give_what_the_whole_gives(device, config):
     (x, *weights, h, c), _ = make(2, 6, 3, 10, device, torch.bfloat16)
     state = (h.float(), c.float())
-    out, last = slim_lstm_forward(x, *weights, 8, state, config=config)
     pieces = []
-    for piece in x.split([1, 3, 2], 1):
-        part, state = slim_lstm_forward(piece, *weights, 8, state, config=config)
-        pieces.append(part)
+    with chosen(config):
+        out, last = slim_lstm_forward(x, *weights, 8, state)
+        for piece in x.split([1, 3, 2], 1):
+            part, state = slim_lstm_forward(piece, *weights, 8, state)
+            pieces.append(part)
     assert torch.equal(torch.cat(pieces, 1), out)
     assert all(torch.equal(a, b) for a, b in zip(state, last, strict=True))
 
@@ -138,11 +150,12 @@ def test_slices_narrow_inputs_and_no_steps(distance, device):
 def test_no_active_units(device):
     (x, *weights, h, c), grads = make(2, 3, 2, 6, device)
     for config in (RESIDENT, STREAMED):
-        out, last = slim_lstm_forward(x, *weights, 0, (h, c), config=config)
+        with chosen(config):
+            out, last = slim_lstm_forward(x, *weights, 0, (h, c))
+            pulled = slim_lstm_backward(out, tuple(grads[1:]), out, x, *weights, 0, (h, c))
         assert out.shape == (2, 3, 0)
         assert torch.equal(last[0], h)
         assert torch.equal(last[1], c)
-        pulled = slim_lstm_backward(out, tuple(grads[1:]), out, x, *weights, 0, (h, c), config=config)
         assert not any(grad.any() for grad in pulled[:4])
         assert all(torch.equal(a, b) for a, b in zip(pulled[4], grads[1:], strict=True))
 

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from slimse.kernels.rows import FrameWidths, frame_orders
 
 from slimse import SlimModel, ops
+from slimse.ops.registration import _width_parts
 from slimse.width import SoftWidth
 
 
@@ -52,7 +54,15 @@ def cases():
     }
 
 
-KINDS = [(name, ragged) for name, (_, widths) in cases().items() for ragged in ((False, True) if widths else (False,))]
+BLOCKS = ("encoder_block", "decoder_block")
+KINDS = [
+    *(
+        (name, kind)
+        for name, (_, widths) in cases().items()
+        for kind in (("uniform", "ragged") if widths else ("uniform",))
+    ),
+    *((name, "frames") for name in BLOCKS),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +71,7 @@ def _no_graphs_left():
     torch.compiler.reset()
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: f"{kind[0]}-{'ragged' if kind[1] else 'uniform'}")
+@pytest.fixture(params=KINDS, ids="-".join)
 def case(request):
     """An op's name and its arguments."""
     return build(*request.param)
@@ -70,13 +80,18 @@ def case(request):
 @pytest.fixture(params=cases())
 def widest_case(request):
     """The same, only with as many tensors as the op takes."""
-    return build(request.param, ragged=True)
+    return build(request.param, "frames" if request.param in BLOCKS else "ragged")
 
 
-def build(name, ragged):
+def build(name, kind):
     arguments, widths = cases()[name]
-    for place, (positions, limit) in widths.items() if ragged else ():
-        arguments[place] = torch.randint(0, limit + 1, (2, positions))
+    for place, (positions, limit) in widths.items() if kind != "uniform" else ():
+        if kind == "frames":
+            choice = torch.randint(0, 2, (2, positions // 2), dtype=torch.int32)
+            counts = torch.tensor([1, limit], dtype=torch.int32)
+            arguments[place] = FrameWidths(choice, counts, 2, 1, frame_orders(choice, 2))
+        else:
+            arguments[place] = torch.randint(0, limit + 1, (2, positions))
     return name, arguments
 
 
@@ -86,7 +101,7 @@ def registered(name, arguments):
     flat = []
     for place, value in enumerate(arguments):
         if place in widths:
-            flat += [0, value] if isinstance(value, torch.Tensor) else [value, None]
+            flat += _width_parts(value)[: 7 if name in BLOCKS else 2]
         elif isinstance(value, tuple):
             flat += value
         else:
@@ -149,14 +164,9 @@ def test_exported_and_run_again(widest_case):
     class Layer(torch.nn.Module):
         def forward(self, *given):
             it = iter(given)
-            full = [
-                tuple(next(it) for _ in value)
-                if isinstance(value, tuple)
-                else next(it)
-                if isinstance(value, torch.Tensor)
-                else value
-                for value in arguments
-            ]
+            full = torch.utils._pytree.tree_map(
+                lambda leaf: next(it) if isinstance(leaf, torch.Tensor) else leaf, arguments
+            )
             return getattr(ops, name)(*full)
 
     given = tuple(leaf.detach() for leaf in tensors(arguments))

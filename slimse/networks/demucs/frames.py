@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 
 @dataclass(frozen=True)
 class FrameMap:
@@ -32,22 +29,15 @@ class FrameMap:
             span = self.stride * (span - 1) + self.kernel_size
         return span
 
-    def encoder_frames(self, level: int, positions: int, *, first: bool, device: torch.device | None = None) -> Tensor:
-        """Frame (int64 ``[positions]``) of every new position of encoder ``level`` in a call.
+    def encoder(self, level: int, *, first: bool) -> tuple[int, int]:
+        """Rate and lead of encoder ``level`` in a call, for `Schedule.width`.
 
-        Args:
-            level: 1 to ``depth``.
-            positions: new positions of the call.
-            first: whether the call starts the signal; later calls continue one frame after another.
-            device: where to put the result.
+        ``first`` says that the call starts the signal; later calls continue one frame after another.
         """
-        index = torch.arange(positions, device=device)
         rate = self.positions_per_frame(level)
-        if not first:
-            return index.div(rate, rounding_mode="floor")
-        return (index - self.first_span(level) + rate).clamp(min=0).div(rate, rounding_mode="floor")
+        return rate, self.first_span(level) - 1 if first else rate - 1
 
-    def decoder_frames(self, level: int, positions: int, frames: int, *, device: torch.device | None = None) -> Tensor:
-        """Frame (int64 ``[positions]``) of every new position of decoder ``level``; the last frame owns the tail."""
-        index = torch.arange(positions, device=device)
-        return index.div(self.positions_per_frame(level), rounding_mode="floor").clamp(max=frames - 1)
+    def decoder(self, level: int) -> tuple[int, int]:
+        """Rate and lead of decoder ``level`` in a call, for `Schedule.width`."""
+        rate = self.positions_per_frame(level)
+        return rate, rate - 1

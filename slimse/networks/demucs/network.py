@@ -67,8 +67,8 @@ class SlimDemucs(CausalNetwork):
         self.encoder: Sequence[EncoderBlock]
         self.decoder: Sequence[DecoderBlock]
         modules: dict[str, Sequence[nn.Module]] = {
-            "up": [SincUpsample() for _ in range(stages)],
-            "down": [SincDownsample() for _ in range(stages)],
+            "up": [SincUpsample(backend=backend) for _ in range(stages)],
+            "down": [SincDownsample(backend=backend) for _ in range(stages)],
             "encoder": [EncoderBlock(c(i - 1), c(i), k, s, **choice) for i in levels],
             "decoder": [DecoderBlock(c(i), c(i - 1), k, s, relu=i > 1, **choice) for i in levels],
         }
@@ -109,7 +109,10 @@ class SlimDemucs(CausalNetwork):
 
     def step(self, x: Tensor, state: DemucsState, schedule: Schedule, *, final: bool) -> tuple[Tensor, DemucsState]:
         """As of `CausalNetwork`."""
-        config, frame_map, device = self.config, self.frame_map, x.device
+        config, frame_map = self.config, self.frame_map
+        if x.is_cuda or self.encoder[0].backend == "triton":
+            # Kernels put frames of like width into one tile.
+            schedule = schedule.ordered()
         # Without an overlap of windows, the first frame owns no more positions than later ones.
         first = not state.encoder[0].shape[1]
         up, encoder_in, skips, decoder_tail, down = [], [], [], [], []
@@ -121,40 +124,43 @@ class SlimDemucs(CausalNetwork):
         for level, block in enumerate(self.encoder, start=1):
             h = _join(state.encoder[level - 1], h)
             positions = block.positions(h.shape[1])
-            frame = frame_map.encoder_frames(level, positions, first=first, device=device)
-            out = block(h, schedule.width(config.channels(level), frame))
-            encoder_in.append(h[:, positions * config.stride :].clone())
+            out = block(
+                h, schedule.level_width(config.channels(level), positions, *frame_map.encoder(level, first=first))
+            )
+            encoder_in.append(h[:, positions * config.stride :])
             skips.append(_join(state.skip[level - 1], out))
             h = out
 
         frames = h.shape[1]
-        frame = torch.arange(frames, device=device)
-        h, rnn = self.bottleneck(h, schedule.width(config.channels(config.depth), frame), state.rnn)
+        h, rnn = self.bottleneck(h, schedule.level_width(config.channels(config.depth), frames), state.rnn)
 
         overlap = config.kernel_size - config.stride
         for level in range(config.depth, 0, -1):
             positions = h.shape[1]
-            frame = frame_map.decoder_frames(level, positions, max(frames, 1), device=device)
             skip, skips[level - 1] = skips[level - 1].split([positions, skips[level - 1].shape[1] - positions], dim=1)
             decoder, tail = self.decoder[level - 1], state.decoder[level - 1]
             # Offline nothing awaits an overlap.
             whole = final and not tail.shape[1]
-            h = decoder(h, schedule.width(config.channels(level), frame), skip, activate=whole)
+            width = schedule.level_width(config.channels(level), positions, *frame_map.decoder(level))
+            h = decoder(h, width, skip, activate=whole)
             if tail.shape[1]:
                 h = torch.cat([h[:, :overlap] + tail, h[:, overlap:]], dim=1)
-            decoder_tail.append(h[:, positions * config.stride :].clone())
+            decoder_tail.append(h[:, positions * config.stride :])
             h = h if whole else decoder.activate(h if final else h[:, : positions * config.stride])
 
         x = h.squeeze(-1).to(x.dtype)
         for half, buffer in zip(self.down, state.down, strict=True):
             x, buffer = half(x, buffer, final=final)
             down.append(buffer)
+        if final:
+            # Nothing follows that would go on from a state.
+            return x, state
         return x, DemucsState(
             tuple(up),
-            tuple(encoder_in),
+            tuple(part.clone() for part in encoder_in),
             tuple(skip.clone() for skip in skips),
             rnn,
-            tuple(reversed(decoder_tail)),
+            tuple(tail.clone() for tail in reversed(decoder_tail)),
             tuple(down),
         )
 
