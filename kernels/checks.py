@@ -162,3 +162,64 @@ def check_order(order: Tensor | None, rows: int) -> None:
     """Raise a `ValueError` unless ``order`` is None or int32 of ``rows`` elements."""
     if order is not None and (tuple(order.shape) != (rows,) or order.dtype != torch.int32 or not order.is_contiguous()):
         raise ValueError(f"order is {order.dtype} {tuple(order.shape)}: expected a permutation, int32 ({rows},)")
+
+
+def check_orders(order: tuple[Tensor, Tensor] | None, rows: int, blocks: int) -> tuple[Tensor | None, Tensor | None]:
+    """Check the orders of the rows and of the output blocks, and return them apart."""
+    row_order, block_order = (None, None) if order is None else order
+    check_order(row_order, rows)
+    check_order(block_order, blocks)
+    return row_order, block_order
+
+
+def check_decoder(
+    x: Tensor,
+    skip: Tensor | None,
+    glu_weight: Tensor,
+    glu_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    width: int | Tensor | FrameWidths,
+    stride: int,
+    channels: int,
+    precision: str,
+) -> tuple[Rows, Rows | None, int, Prefix]:
+    """Check what a block is given; return its input rows, those added to them, ``K / S`` and the width."""
+    hidden = conv_weight.shape[0]
+    length = conv_weight.shape[1] if conv_weight.ndim == 2 else 0
+    bias = {} if conv_bias is None else {"conv_bias": (conv_bias, (channels,))}
+    check_shapes(
+        glu_weight=(glu_weight, (hidden, 2, hidden)),
+        glu_bias=(glu_bias, (hidden, 2)),
+        conv_weight=(conv_weight, (hidden, length)),
+        **bias,
+    )
+    check_input("x", x, conv_weight, hidden)
+    if stride < 1 or channels < 1 or length == 0 or length % (stride * channels):
+        expected = f"a multiple of stride = {stride} x {channels} channels"
+        raise ValueError(f"conv_weight has rows of {length} elements: expected {expected}")
+    added = skip_rows(x, skip, conv_weight)
+    check_precision(precision)
+    prefix = split_width("width", width, hidden, tuple(x.shape[:2]), frames=True)
+    return Rows.positions(x), added, length // (stride * channels), prefix
+
+
+def check_linear_glu(
+    x: Tensor, weight: Tensor, bias: Tensor, width: int | Tensor, cut: str, skip: Tensor | None
+) -> tuple[Rows, Rows | None, Prefix]:
+    """Check what a pointwise layer with GLU is given; return its rows, those added to them, and the width."""
+    if cut not in ("input", "output"):
+        raise ValueError(f"cut = {cut!r}: expected 'input' or 'output'")
+    if cut == "input":
+        inputs, outputs = (weight.shape[0], weight.shape[1] // 2) if weight.ndim == 2 else (0, 0)
+        shapes = {"weight": (weight, (inputs, 2 * outputs)), "bias": (bias, (2 * outputs,))}
+    else:
+        outputs, inputs = (weight.shape[0], weight.shape[-1])
+        shapes = {"weight": (weight, (outputs, 2, inputs)), "bias": (bias, (outputs, 2))}
+    check_shapes(**shapes)
+    if cut == "input":
+        prefix = input_width("width", x, weight, width, inputs)
+    else:
+        check_input("x", x, weight, inputs)
+        prefix = split_width("width", width, outputs, tuple(x.shape[:2]))
+    return Rows.positions(x), skip_rows(x, skip, weight), prefix

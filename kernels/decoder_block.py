@@ -250,12 +250,12 @@ def decoder_block_forward(
     Raises:
         ValueError: for arguments that do not fit together.
     """
-    rows, added, reach, prefix = _check(
+    rows, added, reach, prefix = checks.check_decoder(
         x, skip, glu_weight, glu_bias, conv_weight, conv_bias, width, stride, channels, precision
     )
     batch, time, inputs = x.shape
     blocks, cols = time + reach - 1, stride * channels
-    row_order, block_order = _check_order(order, batch * time, batch * blocks)
+    row_order, block_order = checks.check_orders(order, batch * time, batch * blocks)
     shape = (batch * blocks, cols, inputs)
     config = config or select_config(shape, x.dtype, precision, chip_of(x.device))
     shared = {"relu": relu, "precision": precision}
@@ -361,11 +361,11 @@ def decoder_block_backward(
     """
     # The weights' gradients read x + skip as well, so that the sum is written out once here.
     x = x if skip is None else x + skip
-    rows, _, reach, prefix = _check(
+    rows, _, reach, prefix = checks.check_decoder(
         x, None, glu_weight, glu_bias, conv_weight, None, width, stride, channels, precision
     )
     batch, time, _ = x.shape
-    row_order, _ = _check_order(order, batch * time, batch * (time + reach - 1))
+    row_order, _ = checks.check_orders(order, batch * time, batch * (time + reach - 1))
     grad = (grad if out is None else torch.where(out > 0, grad, 0)).contiguous()
     shape = (batch, (time + reach - 1) * stride, channels)
     checks.check_shapes(conv_weight=(conv_weight, tuple(conv_weight.shape)), grad=(grad, shape))
@@ -392,43 +392,3 @@ def decoder_order(width: Tensor, reach: int) -> tuple[Tensor, Tensor]:
     """
     padded = torch.nn.functional.pad(width, (reach - 1, reach - 1))
     return by_width(width), by_width(padded.unfold(1, reach, 1).amax(-1))
-
-
-def _check_order(order: tuple[Tensor, Tensor] | None, rows: int, blocks: int) -> tuple[Tensor | None, Tensor | None]:
-    """Check the orders of the rows and of the output blocks, and return them apart."""
-    row_order, block_order = (None, None) if order is None else order
-    checks.check_order(row_order, rows)
-    checks.check_order(block_order, blocks)
-    return row_order, block_order
-
-
-def _check(
-    x: Tensor,
-    skip: Tensor | None,
-    glu_weight: Tensor,
-    glu_bias: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    width: int | Tensor | FrameWidths,
-    stride: int,
-    channels: int,
-    precision: str,
-) -> tuple[Rows, Rows | None, int, Prefix]:
-    """Check what a block is given; return its input rows, those added to them, ``K / S`` and the width."""
-    hidden = conv_weight.shape[0]
-    length = conv_weight.shape[1] if conv_weight.ndim == 2 else 0
-    bias = {} if conv_bias is None else {"conv_bias": (conv_bias, (channels,))}
-    checks.check_shapes(
-        glu_weight=(glu_weight, (hidden, 2, hidden)),
-        glu_bias=(glu_bias, (hidden, 2)),
-        conv_weight=(conv_weight, (hidden, length)),
-        **bias,
-    )
-    checks.check_input("x", x, conv_weight, hidden)
-    if stride < 1 or channels < 1 or length == 0 or length % (stride * channels):
-        expected = f"a multiple of stride = {stride} x {channels} channels"
-        raise ValueError(f"conv_weight has rows of {length} elements: expected {expected}")
-    added = checks.skip_rows(x, skip, conv_weight)
-    checks.check_precision(precision)
-    prefix = checks.split_width("width", width, hidden, tuple(x.shape[:2]), frames=True)
-    return Rows.positions(x), added, length // (stride * channels), prefix

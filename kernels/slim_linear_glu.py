@@ -311,7 +311,7 @@ def slim_linear_glu_forward(
     Raises:
         ValueError: for arguments that do not fit together.
     """
-    rows, added, width = _check(x, weight, bias, width, cut, skip)
+    rows, added, width = checks.check_linear_glu(x, weight, bias, width, cut, skip)
     checks.check_precision(precision)
     checks.check_order(order, rows.count)
     if cut == "input":
@@ -353,7 +353,7 @@ def slim_linear_glu_backward(
     """
     # The weight's gradient reads x + skip as well, so that the sum is written out once here.
     x = x if skip is None else x + skip
-    rows, _, width = _check(x, weight, bias, width, cut, None)
+    rows, _, width = checks.check_linear_glu(x, weight, bias, width, cut, None)
     checks.check_precision(precision)
     checks.check_order(order, rows.count)
     outputs = weight.shape[1] // 2 if cut == "input" else weight.shape[0]
@@ -389,24 +389,3 @@ def output_cut_grads(
     by_row = width.per_row(rows.per_item)
     grad_weight, grad_bias = weight_grad(half_rows, rows, by_row, unit=2, bias=True, precision=precision)
     return grad_x, grad_weight.view_as(weight), grad_bias.view_as(bias)
-
-
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor, width: int | Tensor, cut: str, skip: Tensor | None
-) -> tuple[Rows, Rows | None, Prefix]:
-    """Check what the layer is given; return its rows, those added to them, and the width."""
-    if cut not in ("input", "output"):
-        raise ValueError(f"cut = {cut!r}: expected 'input' or 'output'")
-    if cut == "input":
-        inputs, outputs = (weight.shape[0], weight.shape[1] // 2) if weight.ndim == 2 else (0, 0)
-        shapes = {"weight": (weight, (inputs, 2 * outputs)), "bias": (bias, (2 * outputs,))}
-    else:
-        outputs, inputs = (weight.shape[0], weight.shape[-1])
-        shapes = {"weight": (weight, (outputs, 2, inputs)), "bias": (bias, (outputs, 2))}
-    checks.check_shapes(**shapes)
-    if cut == "input":
-        prefix = checks.input_width("width", x, weight, width, inputs)
-    else:
-        checks.check_input("x", x, weight, inputs)
-        prefix = checks.split_width("width", width, outputs, tuple(x.shape[:2]))
-    return Rows.positions(x), checks.skip_rows(x, skip, weight), prefix
