@@ -61,17 +61,27 @@ def load_shared(row_ptr, k, offs):
     return tl.load(row_ptr[:, None] + offs[None, :], mask=offs[None, :] < k[:, None], other=0.0, cache_modifier=".cg")
 
 
+GAVE_UP = tl.constexpr(2**30)
+"""A count that no programs reach."""
+
+
 @triton.jit
-def wait_for_all(count_ptr, count):
+def wait_for_all(count_ptr, count, POLLS: tl.constexpr):
     """Wait until programs have come here ``count`` times in all; what they wrote before is then to be seen.
 
-    All of them must be on the chip at once.
+    All of them must be on the chip at once. Returns whether they came: after ``POLLS`` polls a program gives up, and
+    from then on nobody waits.
     """
     tl.debug_barrier()
-    tl.atomic_add(count_ptr, 1, sem="release", scope="gpu")
-    while tl.atomic_add(count_ptr, 0, sem="acquire", scope="gpu") < count:
-        pass
+    seen = tl.atomic_add(count_ptr, 1, sem="acq_rel", scope="gpu") + 1
+    polls = 0
+    while (seen < count) & (polls < POLLS):
+        seen = tl.atomic_add(count_ptr, 0, sem="acquire", scope="gpu")
+        polls += 1
+    if seen < count:
+        tl.atomic_max(count_ptr, GAVE_UP)
     tl.debug_barrier()
+    return (seen >= count) & (seen < GAVE_UP)
 
 
 @triton.jit

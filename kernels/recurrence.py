@@ -17,6 +17,8 @@ from .window_gemm import window_product
 
 ITEMS, MOST_ITEMS = 16, 64
 """Items of a program: the fewest that a matrix product takes everywhere, and most, where programs share the units."""
+POLLS = 2**20
+"""Looks at a counter, about a second of them, after which a program no longer waits for others: see `cells`."""
 FORWARD = (recurrent_loop.recurrence_resident, recurrent_loop.recurrence_spread)
 BACKWARD = (recurrent_loop.recurrence_resident_backward, recurrent_loop.recurrence_spread_backward)
 
@@ -77,7 +79,8 @@ def launch_loop(
     if kernels is BACKWARD:
         # The gradient of the first step comes after the last one.
         time += 1
-    options |= {"BLOCK_J": config.block_j, "BLOCK_B": min(max(triton.next_power_of_2(batch), ITEMS), MOST_ITEMS)}
+    options |= {"BLOCK_J": config.block_j, "POLLS": POLLS}
+    options["BLOCK_B"] = min(max(triton.next_power_of_2(batch), ITEMS), MOST_ITEMS)
     if options["BLOCK_B"] == MOST_ITEMS:
         # Four warps would not have the registers.
         options["num_warps"] = 8

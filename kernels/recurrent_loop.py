@@ -132,6 +132,7 @@ def recurrence_spread(
     BLOCK_U: tl.constexpr,
     BLOCK_J: tl.constexpr,
     PRECISION: tl.constexpr,
+    POLLS: tl.constexpr,
 ):
     """Some steps of a tile of items, of some units of a group."""
     tile, group = first_tile + tl.program_id(1), tl.program_id(2)
@@ -187,7 +188,8 @@ def recurrence_spread(
         tl.store(new + rows[None, :] + offs_u[:, None], h, mask=exists)
         if count_ptr is not None:  # noqa: SIM102 (known when a kernel is compiled)
             if t + 1 < last:
-                wait_for_all(count_ptr + tile * M + group, (t + 1 - first) * tl.num_programs(0))
+                all_came = wait_for_all(count_ptr + tile * M + group, (t + 1 - first) * tl.num_programs(0), POLLS)
+                h = tl.where(all_came, h, float("nan"))
     tl.store(states, h, mask=exists)
     if GATES == 4:
         tl.store(cells, c, mask=exists)
@@ -279,6 +281,7 @@ def recurrence_spread_backward(
     BLOCK_U: tl.constexpr,
     BLOCK_J: tl.constexpr,
     PRECISION: tl.constexpr,
+    POLLS: tl.constexpr,
 ):
     """Some steps back of a tile of items, of some units of a group: what the step after sends back, then the cell."""
     tile, group = first_tile + tl.program_id(1), tl.program_id(2)
@@ -327,7 +330,8 @@ def recurrence_spread_backward(
                     )
         if count_ptr is not None:  # noqa: SIM102
             if back + 1 < last:
-                wait_for_all(count_ptr + tile * M + group, (back + 1 - first) * tl.num_programs(0))
+                all_came = wait_for_all(count_ptr + tile * M + group, (back + 1 - first) * tl.num_programs(0), POLLS)
+                grad_h = tl.where(all_came, grad_h, float("nan"))
     tl.store(states, grad_h, mask=exists)
     if GATES == 4:
         tl.store(cells, grad_c, mask=exists)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class FrameWidths(NamedTuple):
-    """The width of every position of a layer by the frame that owns it; see `slimse.width.FrameMap`.
+    """The width of every position of a layer by the frame that owns it; see `slimse.networks.demucs.frames.FrameMap`.
 
     Position ``p`` belongs to frame ``ceil((p - lead) / rate)``, at least the first and at most the last. Nothing is
     computed per position, and nothing waits for the device.

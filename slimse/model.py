@@ -133,7 +133,15 @@ class SlimModel(Pretrained, nn.Module):
         if (runtime := self._compiled_runtime(x, request.uf)) is not None:
             out: Tensor = runtime.enhance(self, x, request, deviation)
             return out.unsqueeze(1)
-        return self.finish(x, self.initial_state(x.shape[0], deviation), *request).unsqueeze(1)
+        return self.finish(x, self._whole_state(x, deviation, request), *request).unsqueeze(1)
+
+    def _whole_state(self, x: Tensor, deviation: Tensor | None, request: Request) -> ModelState:
+        """`initial_state` for whole signals, with nothing in the place of zeros that nobody has to write."""
+        none = x.new_empty(len(x), 0, dtype=self._signal_dtype)
+        running = LevelState(none, none, none) if self.config.level == "running" else ()
+        level = running if deviation is None else (deviation,)
+        router = self.router.initial_state(len(x)) if self.router and request.uf is None else ()
+        return ModelState(self.network.whole_state(len(x)), level, router, 0)
 
     def _compiled_runtime(self, x: Tensor, uf: UF | None) -> Any:
         """What runs a whole signal in place of the layers, in inference, where nobody needs its gradient; or None."""
@@ -340,7 +348,7 @@ class SlimModel(Pretrained, nn.Module):
             # Outputs of the silence behind the end have no gain.
             ready = min(out.shape[1], gain.shape[1])
             out = out[:, :ready] * gain[:, :ready]
-            level = LevelState(sums, seen, gain[:, ready:].clone())
+            level = LevelState(sums, seen, gain[:, ready:] if final else gain[:, ready:].clone())
         elif level:
             out = out * _deviation(level)
         total = state.samples + x.shape[1]

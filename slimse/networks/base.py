@@ -147,6 +147,13 @@ class CausalNetwork(nn.Module):
         """What ``batch`` streams remember before their first sample."""
         raise NotImplementedError
 
+    def whole_state(self, batch: int) -> Any:
+        """What ``batch`` whole signals start from, whose one `step` is ``final``: as `initial_state`.
+
+        A network may override it, to leave out zeros that nobody has to write.
+        """
+        return self.initial_state(batch)
+
     def step(self, x: Tensor, state: Any, schedule: Schedule, *, final: bool) -> tuple[Tensor, Any]:
         """Run the next frames of some streams.
 
@@ -154,7 +161,7 @@ class CausalNetwork(nn.Module):
             x: ``[B, n]``: ``geometry.first`` samples in a stream's first call, else ``hop``; either plus ``hop`` per
                 further frame. In the last call what is left, followed by silence up to `FrameGeometry.span`; its
                 length may be 0.
-            state: from `initial_state` or the call before. It must not be changed.
+            state: from `initial_state`, `whole_state` or the call before. It must not be changed.
             schedule: the width of every frame; ``schedule.width(channels, frame)`` gives that of positions.
             final: whether the signal ends here: what awaits samples to come is given out, too.
 

@@ -77,7 +77,6 @@ def model(monkeypatch):
     return SlimModel("dynamic", backend="triton").eval().requires_grad_(False)
 
 
-@pytest.mark.xfail(reason="a whole signal still makes the state of a stream: zeros", strict=True)
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 30), (torch.bfloat16, 30)])
 def test_uniform_call_issues_thirty_launches_at_most(model, watch, dtype, most):
     noisy, model = torch.zeros(1, 1, 4000), model.to(dtype)
@@ -90,7 +89,7 @@ def test_uniform_call_issues_thirty_launches_at_most(model, watch, dtype, most):
 @pytest.mark.parametrize("kind", ["uniform", "items", "frames"])
 def test_host_never_waits_for_the_device(model, watch, kind, monkeypatch):
     noisy = torch.zeros(2, 1, 4000)
-    shape = {"items": (2,), "frames": (2, model.frames(4000))}.get(kind)
+    shape = {"items": (2,), "frames": (2, model.geometry.frames(4000))}.get(kind)
     uf = 0.25 if shape is None else torch.tensor(model.ufs)[torch.randint(4, shape)]
     sorts = []
     orders = width.frame_orders

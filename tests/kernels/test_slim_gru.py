@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from slimse.kernels import launching
+from slimse.kernels import recurrence as recurrence_module
 from slimse.kernels import slim_gru as module
 from slimse.kernels.recurrence import RecurrentConfig, select_config
 from slimse.kernels.slim_gru import slim_gru_backward, slim_gru_forward
@@ -187,3 +189,20 @@ def test_weights_stay_on_chip_where_they_fit():
             config = select_config(Prefix(units), dtype)
             assert all(size >= 16 and size & (size - 1) == 0 for size in (config.block_u, config.block_j))
             assert not config.resident or config.block_u >= units
+
+
+@pytest.mark.parametrize("units", [16, 20])
+def test_a_wait_that_does_not_end_is_given_up(distance, device, units, monkeypatch):
+    """In the interpreter one program runs after the other: one alone never waits, and the first of two does in vain."""
+    if device != "cpu":
+        pytest.skip("on a GPU they do not wait in vain")
+    monkeypatch.setattr(launching, "resident_programs", lambda device: 132)
+    monkeypatch.setattr(recurrence_module, "POLLS", 2)
+    args, grad, grad_last = make(2, 3, 1, 2, units, device)
+    if units == 16:
+        check(distance, args, units, grad, grad_last, STREAMED)
+        return
+    (out, last), grads = run(args, units, grad, grad_last, STREAMED)
+    # The first step of the first program needs nobody else.
+    assert distance(out[:, :1, :16], twin(args, units, grad, grad_last)[0][0][:, :1, :16]) <= 1e-5
+    assert out[:, 1:].isnan().all() and last.isnan().all() and grads[0][:, 0].isnan().all()

@@ -97,6 +97,20 @@ class SlimDemucs(CausalNetwork):
             down=tuple(stage.initial_buffer(signal) for stage in self.down),
         )
 
+    def whole_state(self, batch: int) -> DemucsState:
+        """As of `CausalNetwork`: nothing at all, which stands for silence, but for the recurrent state."""
+        like = next(self.parameters())
+        none = like.new_empty(batch, 0, dtype=torch.promote_types(like.dtype, torch.float32))
+        empty = tuple(like.new_empty(batch, 0, self.config.channels(i)) for i in range(self.config.depth + 1))
+        return DemucsState(
+            up=(none,) * len(self.up),
+            encoder=empty[:-1],
+            skip=empty[1:],
+            rnn=self.bottleneck.initial_state(batch, like),
+            decoder=empty[:-1],
+            down=(none,) * len(self.down),
+        )
+
     def extract(self, uf: float) -> PlainDemucs:
         """One width as a smaller network of `torch.nn` layers, with copies of the weights it needs.
 
