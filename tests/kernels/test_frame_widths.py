@@ -61,7 +61,7 @@ def test_an_encoder_block(distance, device, choice, counts, rate, lead, config, 
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("config", [KEPT, SPLIT], ids=["kept", "split"])
-@pytest.mark.parametrize("rate", [1, 4, 16])
+@pytest.mark.parametrize("rate", [1, 4, pytest.param(16, marks=pytest.mark.exhaustive)])
 def test_a_decoder_block(distance, device, choice, counts, rate, config, ordered):
     time = rate * FRAMES + (2 if rate > 1 else 0)
     x, skip = torch.randn(2, 2, time, CHANNELS, device=device)

@@ -100,7 +100,15 @@ def test_host_never_waits_for_the_device(model, watch, kind, monkeypatch):
     assert len(sorts) == (0 if shape is None else 2)
 
 
-@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if "weight_grads" in spec.skips and spec.bounds])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Half a minute; the LSTM has the same kernels.
+        pytest.param(name, marks=pytest.mark.exhaustive if name == "slim_gru" else ())
+        for name, spec in SPECS.items()
+        if "weight_grads" in spec.skips and spec.bounds
+    ],
+)
 def test_nothing_is_computed_for_frozen_parts(name, monkeypatch, device):
     """By launches: of products that give the gradient of a weight, and of all."""
     started, launch = [], launching.launch
