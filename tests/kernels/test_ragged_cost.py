@@ -5,12 +5,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from slimse.kernels import overlap_add, slim_linear_glu, window_gemm
+from slimse.kernels import overlap_add, slim_gru, slim_linear_glu, slim_lstm, window_gemm
 from slimse.kernels.launching import by_width
 from slimse.kernels.rows import Prefix, Rows
 from slimse.kernels.slim_conv1d import slim_conv1d_forward
-from slimse.kernels.slim_gru import slim_gru_forward
-from slimse.kernels.slim_lstm import slim_lstm_forward
 from slimse.kernels.tiles import RecurrentConfig, Tile
 
 SIZE = 16
@@ -85,18 +83,20 @@ def test_overlap_add_gathers_active_units_only(products, widths, device):
         assert products[index, 0, 0] == sum(steps(need[index]) for need in needs)
 
 
-def test_a_recurrent_step_is_quadratic_in_its_width(products, widths, device):
+def test_a_recurrent_step_is_quadratic_in_its_width(products, widths, device, monkeypatch):
     width, config = widths[:, :4].contiguous(), RecurrentConfig(False, SIZE, SIZE, 4)
     blocks = sum(steps(now.max()) ** 2 for now in width.unbind(1))
+    for module in (slim_gru, slim_lstm):
+        monkeypatch.setattr(module, "select_config", lambda *_, **__: config)
     for gates in (3, 4):
         x, weight = torch.randn(2, 4, 5, device=device), torch.randn(CHANNELS, gates, CHANNELS, device=device)
         into, bias = weight[:, :, :5].contiguous(), weight[:, :, 0].contiguous()
         h = torch.zeros(2, CHANNELS, device=device)
         if gates == 4:
-            slim_lstm_forward(x, into, weight, bias, width, (h, h), config=config)
+            slim_lstm.slim_lstm_forward(x, into, weight, bias, width, (h, h))
         else:
             records = (into.unsqueeze(0), weight.unsqueeze(0), bias.unsqueeze(0), bias.unsqueeze(0))
-            slim_gru_forward(x, *records, width, h.unsqueeze(0), config=config)
+            slim_gru.slim_gru_forward(x, *records, width, h.unsqueeze(0))
         # The product with the input comes first: one row tile, and a step for every active tile of columns.
         projected = steps(gates * int(width.max()))
         assert products.total() == gates * blocks + projected
