@@ -10,7 +10,6 @@ from slimse.kernels.encoder_block import encoder_block_backward, encoder_block_f
 from slimse.kernels.launching import FrameWidths, frame_orders
 from slimse.kernels.tiles import BlockConfig
 
-from slimse.networks.demucs.frames import FrameMap
 from slimse.ops.blocks import decoder_block, encoder_block
 
 FRAMES, CHANNELS = 7, 24
