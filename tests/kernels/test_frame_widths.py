@@ -1,4 +1,4 @@
-"""Widths by frames in the kernels, against the same widths position by position."""
+"""Widths by frames in the kernels, against the same widths position by position and the frames of a stream."""
 
 import pytest
 import torch
@@ -10,8 +10,10 @@ from slimse.kernels.encoder_block import encoder_block_backward, encoder_block_f
 from slimse.kernels.launching import FrameWidths, frame_orders
 from slimse.kernels.tiles import BlockConfig
 
+from slimse.networks.demucs.frames import FrameMap
 from slimse.ops.blocks import decoder_block, encoder_block
 
+MAP = FrameMap(5, 8, 4)
 FRAMES, CHANNELS = 7, 24
 KEPT, SPLIT = BlockConfig(True, 16, 32, 16, 32, 4, 2), BlockConfig(False, 16, 32, 16, 16, 4, 2)
 
@@ -26,6 +28,19 @@ def choice(device):
 def counts(device):
     """Active channels of the widths."""
     return torch.tensor([3, 12, CHANNELS], dtype=torch.int32, device=device)
+
+
+@pytest.mark.parametrize("level", [1, 3, 4, 5])
+def test_positions_belong_to_the_frames_of_a_stream(choice, counts, level):
+    """A frame owns so many positions, the first one all of its receptive field, the last one the tail of a decoder."""
+    rate, span = MAP.positions_per_frame(level), MAP.first_span(level)
+    for place, runs in (
+        (MAP.encoder(level, first=True), [span, *[rate] * (FRAMES - 1)]),
+        (MAP.encoder(level, first=False), [rate] * FRAMES),
+        (MAP.decoder(level), [*[rate] * (FRAMES - 1), rate + 2]),
+    ):
+        widths = FrameWidths(choice, counts, *place).positions(sum(runs))
+        assert torch.equal(widths, counts[choice.long()].repeat_interleave(torch.tensor(runs, device=counts.device), 1))
 
 
 def test_orders_are_permutations_from_narrow_to_wide(choice):
