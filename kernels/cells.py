@@ -66,11 +66,11 @@ GAVE_UP = tl.constexpr(2**30)
 
 
 @triton.jit
-def wait_for_all(count_ptr, count, POLLS: tl.constexpr):
+def wait_for_all(count_ptr, gave_up_ptr, count, POLLS: tl.constexpr):
     """Wait until programs have come here ``count`` times in all; what they wrote before is then to be seen.
 
-    All of them must be on the chip at once. Returns whether they came: after ``POLLS`` polls a program gives up, and
-    from then on nobody waits.
+    All of them must be on the chip at once. Returns whether they came: after ``POLLS`` polls a program gives up and
+    says so at ``gave_up_ptr``, and from then on nobody waits.
     """
     tl.debug_barrier()
     seen = tl.atomic_add(count_ptr, 1, sem="acq_rel", scope="gpu") + 1
@@ -80,6 +80,7 @@ def wait_for_all(count_ptr, count, POLLS: tl.constexpr):
         polls += 1
     if seen < count:
         tl.atomic_max(count_ptr, GAVE_UP)
+        tl.store(gave_up_ptr, 1)
     tl.debug_barrier()
     return (seen >= count) & (seen < GAVE_UP)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -56,11 +57,24 @@ def row_tiles(arguments: dict[str, Any], rows: int, n_pos: int, tile_rows: int) 
 
 
 def resident_programs(device: torch.device) -> int:
-    """How many programs of any kernel are sure to be on a chip at once and may wait for each other; 0 for none."""
+    """How many programs of any kernel are sure to be on a chip at once and may wait for each other; 0 for none.
+
+    A kernel that can be launched at all has one program on every multiprocessor, and we count on no second one.
+    """
     # In the interpreter one runs after the other.
     if device.type != "cuda" or torch.version.hip is not None:
         return 0
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def gave_up_flag(device: torch.device) -> Tensor:
+    """int32 ``[1]``, not zero since a program of the device waited for others in vain.
+
+    It lies in memory of the host that the device writes to, so that a look at it waits for nothing.
+    """
+    with torch.inference_mode(False):
+        return torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int, **constants: Any) -> None:

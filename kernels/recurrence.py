@@ -57,6 +57,9 @@ def launch_loop(
         steps: items and steps of each.
         weight: ``[M, H, gates, H]``, whose sizes are constants.
         precision: of float32 products.
+
+    Raises:
+        RuntimeError: for programs that would wait for each other, where some have done so in vain.
     """
     if width.bound == 0:
         return
@@ -87,17 +90,26 @@ def launch_loop(
     tiles, parts = triton.cdiv(batch, options["BLOCK_B"]), triton.cdiv(width.bound, config.block_u)
     most = launching.resident_programs(weight.device) // (parts * groups)
     if parts > 1 and most == 0:
-        count, pieces = None, [(0, tiles, step, step + 1) for step in range(time)]
+        count, gave_up, pieces = None, None, [(0, tiles, step, step + 1) for step in range(time)]
     else:
         # Programs that wait for each other have to be on the chip at once.
         most = most if parts > 1 else tiles
-        count = torch.zeros(tiles, groups, dtype=torch.int32, device=weight.device)
+        count, gave_up = _counters(weight.device, tiles, groups)
         pieces = [(tile, min(most, tiles - tile), 0, time) for tile in range(0, tiles, most)]
     for tile, several, first, last in pieces:
         scalars = (*steps, width.bound, first, last, tile)
         grid = (parts, several, groups)
         together = {"launch_cooperative_grid": True} if count is not None and parts > 1 else {}
-        launching.launch(kernels[1], grid, *tensors, width.rows, count, *scalars, **options, **together)
+        launching.launch(kernels[1], grid, *tensors, width.rows, count, gave_up, *scalars, **options, **together)
+
+
+def _counters(device: torch.device, tiles: int, groups: int) -> tuple[Tensor, Tensor]:
+    """What the programs of a tile and a group count by, and the flag of those that wait in vain."""
+    gave_up = launching.gave_up_flag(device)
+    # Read without the device, so it may be a call later.
+    if gave_up.numpy().any():
+        raise RuntimeError("programs of an earlier call waited in vain for each other, and its results are NaN")
+    return torch.zeros(tiles, groups, dtype=torch.int32, device=device), gave_up
 
 
 def states_before(out: Tensor, state: Tensor, width: Prefix) -> Tensor:

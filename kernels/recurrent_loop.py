@@ -119,6 +119,7 @@ def recurrence_spread(
     seen_ptr,  # (2, M, n_batch, H) as the weights: hidden states at even and at odd steps
     width_ptr,  # (n_batch, n_time) int32 or None
     count_ptr,  # (tiles of items, M) int32 zeros: programs that have done a step, or None where a launch is one step
+    gave_up_ptr,  # (1,) int32 of the host, set where a program waits in vain; or None
     n_batch,
     n_time,
     width,
@@ -188,7 +189,8 @@ def recurrence_spread(
         tl.store(new + rows[None, :] + offs_u[:, None], h, mask=exists)
         if count_ptr is not None:  # noqa: SIM102 (known when a kernel is compiled)
             if t + 1 < last:
-                all_came = wait_for_all(count_ptr + tile * M + group, (t + 1 - first) * tl.num_programs(0), POLLS)
+                expected = (t + 1 - first) * tl.num_programs(0)
+                all_came = wait_for_all(count_ptr + tile * M + group, gave_up_ptr, expected, POLLS)
                 h = tl.where(all_came, h, float("nan"))
     tl.store(states, h, mask=exists)
     if GATES == 4:
@@ -268,6 +270,7 @@ def recurrence_spread_backward(
     cell_ptr,
     width_ptr,  # (n_batch, n_time) int32 or None
     count_ptr,  # as in `recurrence_spread`
+    gave_up_ptr,
     n_batch,
     n_time,
     width,
@@ -330,7 +333,8 @@ def recurrence_spread_backward(
                     )
         if count_ptr is not None:  # noqa: SIM102
             if back + 1 < last:
-                all_came = wait_for_all(count_ptr + tile * M + group, (back + 1 - first) * tl.num_programs(0), POLLS)
+                expected = (back + 1 - first) * tl.num_programs(0)
+                all_came = wait_for_all(count_ptr + tile * M + group, gave_up_ptr, expected, POLLS)
                 grad_h = tl.where(all_came, grad_h, float("nan"))
     tl.store(states, grad_h, mask=exists)
     if GATES == 4:

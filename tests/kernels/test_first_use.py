@@ -1,6 +1,7 @@
 """First use of a kernel with backend "auto": checked against the reference, left out where it differs or fails."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 import checks
+from slimse.kernels import launching, recurrence
 
 from slimse import ops
 from slimse.ops import launchers, registration, verdicts
@@ -110,6 +112,50 @@ def test_kernel_that_fails_after_its_check_falls_back(monkeypatch):
     monkeypatch.setattr(launchers, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("launch failed")))
     with pytest.warns(RuntimeWarning, match="encoder_block runs in plain PyTorch.*launch failed"):
         same(run("encoder_block"), run("encoder_block", backend="torch"))
+
+
+@pytest.fixture
+def spread_gru(monkeypatch):
+    """Calls a GRU whose units are spread over three programs; and what it is to give."""
+    shapes = ((2, 3, 4), (1, 40, 3, 4), (1, 40, 3, 40), (1, 40, 3), (1, 40, 3), (1, 2, 40))
+    *weights, state = (0.3 * torch.randn(shape) for shape in shapes)
+    flag = torch.zeros(1, dtype=torch.int32)
+    monkeypatch.setattr(launching, "gave_up_flag", lambda device: flag)
+    monkeypatch.setattr(recurrence, "POLLS", 2)
+    call = partial(ops.slim_gru, *weights, 40, state)
+    return call, call(backend="torch")
+
+
+def check_fallback(call, expected, message):
+    with pytest.warns(RuntimeWarning, match=f"slim_gru runs in plain PyTorch.*{message}") as caught:
+        for _ in range(2):
+            same(call(), expected)
+    assert len(caught) == 1
+    with pytest.raises(RuntimeError, match=message):
+        call(backend="triton")
+
+
+def test_programs_that_the_driver_does_not_put_on_the_chip_together(spread_gru, monkeypatch):
+    launch = launching.launch
+
+    def refuse(*args, launch_cooperative_grid=False, **options):
+        if launch_cooperative_grid:
+            raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch")
+        launch(*args, **options)
+
+    monkeypatch.setattr(launching, "resident_programs", lambda device: 132)
+    monkeypatch.setattr(launching, "launch", refuse)
+    check_fallback(*spread_gru, "too many blocks")
+
+
+def test_wait_in_vain_after_the_check_shows_at_the_next_call(spread_gru, monkeypatch):
+    call, expected = spread_gru
+    # The interpreter runs a launch a step.
+    same(call(), expected)
+    # Now one program after the other, so that the first waits for the others in vain.
+    monkeypatch.setattr(launching, "resident_programs", lambda device: 132)
+    assert call()[0].isnan().any()
+    check_fallback(call, expected, "waited in vain")
 
 
 def test_out_of_memory_is_no_verdict(monkeypatch):

@@ -1,6 +1,7 @@
 """The grouped GRU's kernels, resident and streamed, against a loop in plain torch."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -198,18 +199,75 @@ def test_weights_stay_on_chip_where_they_fit():
             assert not config.resident or config.block_u >= units
 
 
-@pytest.mark.parametrize("units", [16, 20])
-def test_a_wait_that_does_not_end_is_given_up(distance, device, units, monkeypatch):
-    """In the interpreter one program runs after the other: one alone never waits, and the first of two does in vain."""
+@pytest.fixture
+def flag(monkeypatch):
+    """Programs wait for each other in the interpreter too, though not for long; set where one did so in vain."""
+    found = torch.zeros(1, dtype=torch.int32)
+    monkeypatch.setattr(launching, "resident_programs", lambda device: 132)
+    monkeypatch.setattr(launching, "gave_up_flag", lambda device: found)
+    monkeypatch.setattr(recurrence_module, "POLLS", 2)
+    return found
+
+
+def test_one_program_never_waits_for_itself(distance, device, flag):
+    args, grad, grad_last = make(2, 3, 1, 2, 16, device)
+    check(distance, args, 16, grad, grad_last, STREAMED)
+    assert not flag.any()
+
+
+def test_a_wait_that_does_not_end_is_given_up(distance, device, flag):
+    """In the interpreter one program runs after the other, so that the first of two waits in vain."""
     if device != "cpu":
         pytest.skip("on a GPU they do not wait in vain")
-    monkeypatch.setattr(launching, "resident_programs", lambda device: 132)
-    monkeypatch.setattr(recurrence_module, "POLLS", 2)
-    args, grad, grad_last = make(2, 3, 1, 2, units, device)
-    if units == 16:
-        check(distance, args, units, grad, grad_last, STREAMED)
-        return
-    (out, last), grads = run(args, units, grad, grad_last, STREAMED)
-    # The first step of the first program needs nobody else.
-    assert distance(out[:, :1, :16], twin(args, units, grad, grad_last)[0][0][:, :1, :16]) <= 1e-5
-    assert out[:, 1:].isnan().all() and last.isnan().all() and grads[0][:, 0].isnan().all()
+    (*weights, state), grad, grad_last = make(2, 3, 1, 2, 20, device)
+    expected, _ = recurrence(*weights, state, 20)
+    with chosen(STREAMED):
+        out, last = slim_gru_forward(*weights, 20, state)
+        # The first step of the first program needs nobody else.
+        assert distance(out[:, :1, :16], expected[:, :1, :16]) <= 1e-5
+        assert out[:, 1:].isnan().all() and last.isnan().all()
+        assert flag.all()
+        # From then on nothing waits.
+        with pytest.raises(RuntimeError, match="waited in vain"):
+            slim_gru_forward(*weights, 20, state)
+        with pytest.raises(RuntimeError, match="waited in vain"):
+            slim_gru_backward(grad, grad_last, expected, *weights, 20, state)
+        flag.zero_()
+        grads = slim_gru_backward(grad, grad_last, expected, *weights, 20, state)
+    assert grads[0][:, 0].isnan().all()
+    assert flag.all()
+
+
+@pytest.mark.parametrize(
+    ("processors", "expected"),
+    [(12, [((2, 2, 3), True)] * 2), (11, [((2, 1, 3), True)] * 4), (5, [((2, 2, 3), False)] * 5)],
+    ids=["all", "a tile at a time", "a step at a time"],
+)
+def test_no_more_programs_wait_than_there_are_multiprocessors(device, monkeypatch, processors, expected):
+    """Of 100 items in two tiles, three groups and 20 units in two programs; two steps forward, and three launches back.
+
+    Those that wait are launched together, so that a driver refuses what it cannot put on the chip at once.
+    """
+    (*weights, state), grad, grad_last = make(100, 2, 3, 2, 20, device)
+    loops, grids = (*recurrence_module.FORWARD, *recurrence_module.BACKWARD), []
+
+    def note(kernel, grid, *_, launch_cooperative_grid=False, **__):
+        if kernel in loops:
+            grids.append((grid, launch_cooperative_grid))
+
+    monkeypatch.setattr(launching, "launch", note)
+    monkeypatch.setattr(launching, "resident_programs", lambda device: processors)
+    with chosen(STREAMED):
+        slim_gru_forward(*weights, 20, state)
+        slim_gru_backward(grad, grad_last, grad, *weights, 20, state)
+    assert grids == expected
+
+
+def test_one_program_for_a_multiprocessor(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    properties = SimpleNamespace(multi_processor_count=7)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert launching.resident_programs(torch.device("cuda", 0)) == 7
+    assert launching.resident_programs(torch.device("cpu")) == 0
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert launching.resident_programs(torch.device("cuda", 0)) == 0
