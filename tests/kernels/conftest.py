@@ -1,5 +1,6 @@
 """Kernels run on a GPU where there is one, else in Triton's interpreter, chosen before they are imported."""
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -44,6 +45,34 @@ def _bfloat16_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
+
+
+@pytest.fixture(autouse=True)
+def _language_patched_once_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter does so anew for every function that a kernel calls, which takes it a third of its time."""
+    if torch.cuda.is_available():
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    original, patched = interpreter._patch_lang, set()
+
+    @functools.cache
+    def languages(fn: Callable[..., object]) -> set[str]:
+        return {module.__name__ for module in (tl, tl.core) if any(module is it for it in fn.__globals__.values())}
+
+    def patch_lang(fn: Callable[..., object]) -> object:
+        if languages(fn) <= patched:
+            return interpreter._LangPatchScope()
+        scope = original(fn)
+        if not patched:
+            # Of the kernel itself, the only one that is restored.
+            restore = scope.restore
+            scope.restore = lambda: (patched.clear(), restore())
+        patched.update(languages(fn))
+        return scope
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_lang)
 
 
 @pytest.fixture

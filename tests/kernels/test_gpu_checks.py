@@ -20,7 +20,10 @@ from slimse.ops import launchers, tuning
 
 @pytest.mark.parametrize(("kind", "ragged"), [("fp32", False), ("fp32", True), ("bf16", True), ("fp16", True)])
 @pytest.mark.parametrize("name", launchers.KERNELS)
-def test_every_kernel_is_within_its_limits(name, kind, ragged, device):
+def test_every_kernel_is_within_its_limits(name, kind, ragged, device, monkeypatch):
+    if name in ("slim_gru", "slim_lstm"):
+        # A step is a launch here.
+        monkeypatch.setattr(checks, "STEPS", 3)
     row = checks.check(name, kind, ragged and name != "diagonal_gru", device)
     assert row["verdict"] == "ok", row
     assert 0 < row["error"] < checks.LIMITS[kind]
@@ -28,7 +31,7 @@ def test_every_kernel_is_within_its_limits(name, kind, ragged, device):
 
 @pytest.mark.parametrize(("kind", "ragged"), [("fp32", True), ("bf16", False)])
 def test_a_whole_network_is_within_its_limits(kind, ragged, device):
-    row = checks.check_model(kind, ragged, device, "small", 0.02)
+    row = checks.check_model(kind, ragged, device, "small", 0.01)
     assert row["verdict"] == "ok", row
     assert row["error"] > 0
     assert (row["gradient"] > 0) == ragged

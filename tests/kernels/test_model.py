@@ -23,13 +23,13 @@ def widths(kind, model, device):
     """A number, one per item, or one per frame."""
     if kind == "uniform":
         return 0.25
-    shape = (2,) if kind == "items" else (2, model.geometry.frames(400))
+    shape = (2,) if kind == "items" else (2, model.geometry.frames(150))
     return torch.tensor(model.ufs, device=device)[torch.randint(4, shape, device=device)]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "items", "frames"])
 def test_forward_and_gradients(models, kind, device, distance):
-    noisy = torch.randn(2, 1, 400, device=device)
+    noisy = torch.randn(2, 1, 150, device=device)
     uf = widths(kind, models[0], device)
     results = []
     for model in models:
@@ -53,7 +53,7 @@ def test_streaming(models, device, distance):
 
 @torch.no_grad()
 def test_compiled_in_one_graph(models, device, distance):
-    noisy = torch.randn(2, 1, 400, device=device)
+    noisy = torch.randn(2, 1, 150, device=device)
     uf = widths("frames", models[0], device)
     compiled = torch.compile(models[0], fullgraph=True, backend="aot_eager")
     assert distance(compiled(noisy, uf), models[1](noisy, uf)) < 1e-5
