@@ -321,7 +321,7 @@ def _diagonal(setup: Setup) -> tuple[Calls, Work]:
 
 def _network(setup: Setup) -> tuple[Calls, Work]:
     """The whole network; the least number of elements is that of its blocks, one after the other."""
-    model, twin = _models(setup)
+    model, reference = _models(setup)
     noisy = setup.random(setup.batch, 1, int(setup.seconds * CONFIG.sample_rate))
     frames = model.geometry.frames(noisy.shape[2])
     uf: Any = setup.uf if setup.uf is not None else setup.ufs(frames)
@@ -332,7 +332,7 @@ def _network(setup: Setup) -> tuple[Calls, Work]:
     calls: Calls = {
         "slimse": lambda: model(noisy, uf),
         "full": lambda: full(noisy),
-        "masked": lambda: twin(noisy, gates),
+        "masked": lambda: reference(noisy, gates),
     }
     if setup.uf is not None:
         sliced = model.extract(setup.uf)
@@ -350,7 +350,7 @@ def _network(setup: Setup) -> tuple[Calls, Work]:
 
 
 def _models(setup: Setup) -> tuple[SlimModel, SlimModel]:
-    """The network as it runs, and on twins, with the same weights."""
+    """The network as it runs, and on references, with the same weights."""
     return _made(setup.device, setup.dtype, tuple(setup.choice.items()))
 
 
@@ -358,9 +358,9 @@ def _models(setup: Setup) -> tuple[SlimModel, SlimModel]:
 def _made(device: str, dtype: torch.dtype, choice: tuple[tuple[str, str], ...]) -> tuple[SlimModel, SlimModel]:
     # Of weights made in inference mode the compiled path would pack a copy at every call.
     with torch.inference_mode(False):
-        model, twin = SlimModel(CONFIG, **dict(choice)), SlimModel(CONFIG, backend="torch")
-        twin.load_state_dict(model.state_dict())
-        return tuple(m.to(device, dtype).eval().requires_grad_(False) for m in (model, twin))  # type: ignore[return-value]
+        model, reference = SlimModel(CONFIG, **dict(choice)), SlimModel(CONFIG, backend="torch")
+        reference.load_state_dict(model.state_dict())
+        return tuple(m.to(device, dtype).eval().requires_grad_(False) for m in (model, reference))  # type: ignore[return-value]
 
 
 @functools.cache

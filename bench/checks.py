@@ -1,4 +1,4 @@
-"""Check every kernel against its twin in float64, and a tick of `StreamBatch` as a CUDA graph against one without.
+"""Check every kernel against its reference in float64, and a tick of `StreamBatch` as a CUDA graph against one without.
 
     python bench/checks.py OP KIND
 
@@ -27,7 +27,7 @@ from slimse.serving import StreamBatch
 
 LIMITS = {"bf16": 1e-2, "fp16": 2e-3, "tf32": 1e-3, "fp32": 1e-5, "tf32x3": 1e-5}
 """Largest relative error of a result, against float64. That of a gradient is four times as large, or twice that of the
-twin in the same number format: what a ReLU lets through can hang on the last bit."""
+reference in the same number format: what a ReLU lets through can hang on the last bit."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """By number format; all others are float32, computed in another way."""
 TICK_CHECK = ("serving tick", "fp32")
@@ -118,10 +118,10 @@ def check(name: str, kind: str, ragged: bool, device: str = "cuda") -> dict[str,
     dtype = DTYPES.get(kind, torch.float32)
     given = arguments_of(name, width, dtype, device)
     exact = run(name, given, torch.float64, backend="torch")
-    twin = run(name, given, dtype, backend="torch")
+    reference = run(name, given, dtype, backend="torch")
     with poisoned():
         ours, again = (run(name, given, dtype, backend="triton", precision=precision_of(kind)) for _ in range(2))
-    row = _row(name, kind, ragged, ours, twin, exact, LIMITS[kind])
+    row = _row(name, kind, ragged, ours, reference, exact, LIMITS[kind])
     same = all(torch.equal(a, b) for a, b in zip(pytree.tree_leaves(ours), pytree.tree_leaves(again), strict=True))
     return {**row, "deterministic": same, "verdict": row["verdict"] if same else "wrong"}
 
@@ -178,8 +178,8 @@ def check_model(
                 (out / out.detach().norm()).square().sum().backward()
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         results.append(([out.detach()], grads))
-    exact, twin, ours = results
-    return _row("model", kind, ragged, ours, twin, exact, LIMITS[kind] + 2 * distance(twin[0], exact[0]))
+    exact, reference, ours = results
+    return _row("model", kind, ragged, ours, reference, exact, LIMITS[kind] + 2 * distance(reference[0], exact[0]))
 
 
 def _row(
@@ -187,13 +187,13 @@ def _row(
     kind: str,
     ragged: bool,
     ours: tuple[list[torch.Tensor], list[torch.Tensor]],
-    twin: tuple[list[torch.Tensor], list[torch.Tensor]],
+    reference: tuple[list[torch.Tensor], list[torch.Tensor]],
     exact: tuple[list[torch.Tensor], list[torch.Tensor]],
     limit: float,
 ) -> dict[str, Any]:
     """What a check found: errors of results and gradients, and whether they are within their limits."""
     error, gradient = (distance(mine, true) for mine, true in zip(ours, exact, strict=True))
-    allowed = max(4 * LIMITS[kind], 2 * distance(twin[1], exact[1]))
+    allowed = max(4 * LIMITS[kind], 2 * distance(reference[1], exact[1]))
     row = {"op": name, "kind": kind, "width": "ragged" if ragged else "uniform", "error": error, "gradient": gradient}
     right = error <= limit and gradient <= allowed
     return {**row, "limit": limit, "gradient_limit": allowed, "verdict": "ok" if right else "wrong"}

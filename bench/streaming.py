@@ -48,19 +48,19 @@ from slimse.benchmark import Call, frame_call, interleaved, noisy_clip, offline_
 from slimse.compiled.network import enhance
 from slimse.networks.state import leaves, tree_map
 from slimse.nn import DecoderBlock, EncoderBlock, GroupedGRU
-from slimse.ops import blocks as twins
+from slimse.ops import blocks as references
 from slimse.ops.recurrent import slim_gru
 
 OWN = {"torch": {"runtime": "eager"}, "compiled": {"runtime": "numba"}, "int8": {"runtime": "numba", "weights": "int8"}}
 
 
 class OpenEncoder(EncoderBlock):
-    """The twin itself, into which compilers and exporters can look; of a registered op they see the name."""
+    """The reference itself, into which compilers and exporters can look; of a registered op they see the name."""
 
     def forward(self, x: torch.Tensor, width: int) -> torch.Tensor:
         """As of `EncoderBlock`."""
         weights = (self.conv_weight, self.conv_bias, self.glu_weight, self.glu_bias)
-        return twins.encoder_block(x, *weights, width, self.stride)
+        return references.encoder_block(x, *weights, width, self.stride)
 
 
 class OpenDecoder(DecoderBlock):
@@ -70,7 +70,7 @@ class OpenDecoder(DecoderBlock):
         """As of `DecoderBlock`."""
         weights = (self.glu_weight, self.glu_bias, self.conv_weight)
         bias, relu = (self.conv_bias, self.relu) if activate else (None, False)
-        return twins.decoder_block(x, *weights, width, self.stride, self.outputs, skip, bias, relu)
+        return references.decoder_block(x, *weights, width, self.stride, self.outputs, skip, bias, relu)
 
 
 class OpenGRU(GroupedGRU):

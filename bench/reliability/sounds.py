@@ -63,6 +63,6 @@ def make_sound(kind: str, samples: int, level: float, rng: np.random.Generator) 
 
 def exact(model: SlimModel) -> SlimModel:
     """Return a copy of a model in float64, for references."""
-    twin = copy.deepcopy(model).double()
-    twin.runtime = "eager"
-    return twin
+    reference = copy.deepcopy(model).double()
+    reference.runtime = "eager"
+    return reference

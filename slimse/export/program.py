@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..model import SlimModel
-from ..ops.registry import SPECS
+from ..ops.registration import decompositions
 from .check import FRAMES, LIMIT, check_error, relative_error, test_signal
 
 
@@ -60,8 +58,7 @@ def write_program(path: Path, model: SlimModel, uf: float) -> float:
     frame = Frame(model, uf).eval()
     inputs = (torch.zeros(1, model.geometry.hop), *tensors_of(frame.state))
     table = torch.export.default_decompositions()
-    for name in SPECS:
-        table[getattr(torch.ops.slimse, name).default] = _reference(name)
+    table.update(decompositions())
     with warnings.catch_warnings():
         # PyTorch's own, of its next version.
         warnings.simplefilter("ignore", FutureWarning)
@@ -80,24 +77,3 @@ def write_program(path: Path, model: SlimModel, uf: float) -> float:
     torch.export.save(program, buffer)
     path.write_bytes(buffer.getvalue())
     return error
-
-
-def _reference(name: str) -> Callable[..., Any]:
-    """An op's reference, with the arguments of the registered op: a width comes as a number and, or, a tensor."""
-    reference = SPECS[name].reference
-    kinds = {key: str(parameter.annotation) for key, parameter in inspect.signature(reference).parameters.items()}
-
-    def run(*flat: Any) -> Any:
-        rest, values = iter(flat), {}
-        for key, kind in kinds.items():
-            value = next(rest)
-            if kind == "Width":
-                rows = next(rest)
-                value = value if rows is None else rows
-            elif kind.startswith("tuple"):
-                value = (value, next(rest))
-            values[key] = value
-        leaves = pytree.tree_leaves(reference(**values))
-        return leaves[0] if len(leaves) == 1 else tuple(leaves)
-
-    return run

@@ -1,4 +1,4 @@
-"""Recurrent twins: GRUs side by side and an LSTM, whose hidden units can be cut, and a diagonal GRU."""
+"""Recurrent references: GRUs side by side and an LSTM, whose hidden units can be cut, and a diagonal GRU."""
 
 from __future__ import annotations
 

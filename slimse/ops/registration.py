@@ -1,4 +1,4 @@
-"""Twins and kernels as one op: registered with PyTorch, differentiable, and called through one function.
+"""References and kernels as one op: registered with PyTorch, differentiable, and called through one function.
 
 `register` makes of an `OpSpec` ``torch.ops.slimse.<name>`` with its backward pass, opaque to compilers and exporters,
 and the function that layers call. The registered op is used where kernels run with a gradient, and under
@@ -51,6 +51,9 @@ _SCHEMA = {
 }
 
 
+_REGISTERED: list[_Op] = []
+
+
 def check_backend(backend: str, precision: str) -> None:
     """Check a choice of backend before there is anything to run it on.
 
@@ -101,6 +104,8 @@ def register(spec: OpSpec) -> Callable[..., Any]:
     """Register an op and return the function that layers call: the reference's arguments and two more."""
     op = _Op(spec)
     name, names = spec.name, [*op.kinds]
+    if spec.registered:
+        _REGISTERED.append(op)
 
     @functools.wraps(spec.reference)
     def call(*args: Any, backend: str = "auto", precision: str = "ieee", **kwargs: Any) -> Any:
@@ -135,6 +140,11 @@ def register(spec: OpSpec) -> Callable[..., Any]:
         parameters=[*op.signature.parameters.values(), *own]
     )
     return call
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The references by registered op, for `torch.export.ExportedProgram.run_decompositions`."""
+    return {getattr(torch.ops.slimse, op.spec.name).default: op.reference for op in _REGISTERED}
 
 
 def _shape_of(value: Any) -> Any:
@@ -264,6 +274,11 @@ class _Op:
         with torch.autocast(flat[0].device.type, enabled=False):
             out = self.compute(self.unflatten(arguments), backend, precision)
         leaves = _owned(pytree.tree_leaves(out), flat)
+        return leaves[0] if len(leaves) == 1 else tuple(leaves)
+
+    def reference(self, *flat: Any) -> Any:
+        """The forward pass in plain torch, with the arguments of the registered op."""
+        leaves = pytree.tree_leaves(self.spec.reference(**self.unflatten(flat[:-2])))
         return leaves[0] if len(leaves) == 1 else tuple(leaves)
 
     def compute(self, values: dict[str, Any], backend: str, precision: str) -> Any:

@@ -1,4 +1,4 @@
-"""Twins around the network: sinc resampling by two, and the running level."""
+"""References around the network: sinc resampling by two, and the running level."""
 
 from __future__ import annotations
 

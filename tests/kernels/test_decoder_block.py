@@ -1,4 +1,4 @@
-"""The decoder block's kernels against the plain-torch twin."""
+"""The decoder block's kernels against the plain-torch reference."""
 
 from itertools import product
 
@@ -31,8 +31,8 @@ def make(batch, time, channels, outputs, device, kernel=8, stride=4, dtype=torch
     return x, weights[:3], weights[3], grad
 
 
-def twin(x, weights, bias, width, stride, grad, *, skip=None, relu=False, dtype=torch.float64):
-    """Output and gradients of the twin in ``dtype``."""
+def reference(x, weights, bias, width, stride, grad, *, skip=None, relu=False, dtype=torch.float64):
+    """Output and gradients of the reference in ``dtype``."""
     x = x if skip is None else x + skip
     leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in (x, *weights, bias)]
     y = decoder_block(*leaves[:4], width, stride, grad.shape[2]) + leaves[4]
@@ -41,15 +41,15 @@ def twin(x, weights, bias, width, stride, grad, *, skip=None, relu=False, dtype=
 
 
 def check(distance, x, weights, bias, width, stride, grad, *, skip=None, relu=False, order=None, config=None):
-    """Compare the output with the twin's, and the gradients, which no `config` changes, for one of them."""
+    """Compare the output with the reference's, and the gradients, which no `config` changes, for one of them."""
     channels = grad.shape[2]
-    y, grads = twin(x, weights, bias, width, stride, grad, skip=skip, relu=relu)
+    y, grads = reference(x, weights, bias, width, stride, grad, skip=skip, relu=relu)
     options = {"skip": skip, "conv_bias": bias, "relu": relu, "order": order, "config": config}
     out = decoder_block_forward(x, *weights, width, stride, channels, **options)
     assert distance(out, y) <= 1e-5
     if config in (KEPT, SPLIT):
         return
-    # ReLU's gradient jumps at zero: ask the twin which side every output is on.
+    # ReLU's gradient jumps at zero: ask the reference which side every output is on.
     after = y.to(out.dtype) if relu else None
     ours = decoder_block_backward(grad, x, *weights, width, stride, channels, skip=skip, out=after, order=order)
     for name, mine, theirs in zip(NAMES, ours, grads, strict=True):
@@ -156,8 +156,8 @@ def test_half_precision_is_as_close_as_torch(distance, device, dtype, ragged):
     x, weights, bias, grad = make(2, 11, 20, 4, device, dtype=dtype)
     width = torch.randint(0, 21, x.shape[:2], device=device) if ragged else 13
     skip = torch.randn_like(x)
-    exact, exact_grads = twin(x, weights, bias, width, 4, grad, skip=skip)
-    torchs, torchs_grads = twin(x, weights, bias, width, 4, grad, skip=skip, dtype=dtype)
+    exact, exact_grads = reference(x, weights, bias, width, 4, grad, skip=skip)
+    torchs, torchs_grads = reference(x, weights, bias, width, 4, grad, skip=skip, dtype=dtype)
     for config in (FUSED, SPLIT):
         ours = decoder_block_forward(x, *weights, width, 4, 4, skip=skip, conv_bias=bias, config=config)
         assert ours.dtype == dtype

@@ -29,7 +29,7 @@ def recurrence(gates_x, weight, bias, state):
     return torch.stack(out[1:], 1) if len(out) > 1 else gates_x[:, :, 0], out[-1]
 
 
-def twin(args, grad, grad_last, dtype=torch.float64):
+def reference(args, grad, grad_last, dtype=torch.float64):
     """Outputs and gradients in ``dtype``."""
     leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in args]
     outputs = recurrence(*leaves)
@@ -41,7 +41,7 @@ def twin(args, grad, grad_last, dtype=torch.float64):
 @pytest.mark.parametrize(("batch", "time", "units"), [(1, 1, 1), (2, 7, 5), (3, 4, 32), (1, 13, 97), (2, 0, 3)])
 def test_matches_the_twin(distance, device, batch, time, units):
     args, grad, grad_last = make(batch, time, units, device)
-    outputs, grads = twin(args, grad, grad_last)
+    outputs, grads = reference(args, grad, grad_last)
     ours = diagonal_gru_forward(*args)
     assert all(distance(a, b) <= 1e-6 for a, b in zip(ours, outputs, strict=True))
     for name, mine, theirs in zip(NAMES, diagonal_gru_backward(grad, grad_last, ours[0], *args), grads, strict=True):
@@ -51,8 +51,8 @@ def test_matches_the_twin(distance, device, batch, time, units):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_as_close_as_torch(distance, device, dtype):
     args, grad, grad_last = make(2, 9, 20, device, dtype)
-    exact, exact_grads = twin(args, grad, grad_last)
-    torchs, torchs_grads = twin(args, grad, grad_last, dtype)
+    exact, exact_grads = reference(args, grad, grad_last)
+    torchs, torchs_grads = reference(args, grad, grad_last, dtype)
     outputs = diagonal_gru_forward(*args)
     grads = diagonal_gru_backward(grad, grad_last, outputs[0], *args)
     for mine, theirs, true in zip((*outputs, *grads), (*torchs, *torchs_grads), (*exact, *exact_grads), strict=True):
@@ -78,7 +78,7 @@ def test_slices_of_larger_buffers(distance, device):
     for batch, time in ((slice(1, 3), slice(2, 7)), (slice(None, None, 2), slice(None, None, 3))):
         args = [gates_x.mT.contiguous().mT[batch, time], weight, bias, state.T.contiguous().T[batch]]
         pull = grad.mT.contiguous().mT[batch, time], grad_last.T.contiguous().T[batch]
-        outputs, grads = twin(args, *pull)
+        outputs, grads = reference(args, *pull)
         ours = diagonal_gru_forward(*args)
         mine = diagonal_gru_backward(*pull, ours[0].mT.contiguous().mT, *args)
         assert all(distance(a, b) <= 1e-5 for a, b in zip((*ours, *mine), (*outputs, *grads), strict=True))

@@ -1,4 +1,4 @@
-"""The encoder block's kernels against the plain-torch twin."""
+"""The encoder block's kernels against the plain-torch reference."""
 
 from itertools import product
 
@@ -29,16 +29,16 @@ def make(batch, time, inputs, channels, device, kernel=8, stride=4, dtype=torch.
     return x, weights, torch.randn(batch, positions, channels, device=device).to(dtype)
 
 
-def twin(x, weights, width, stride, grad, dtype=torch.float64):
-    """Output and gradients of the twin in ``dtype``."""
+def reference(x, weights, width, stride, grad, dtype=torch.float64):
+    """Output and gradients of the reference in ``dtype``."""
     leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in (x, *weights)]
     y = encoder_block(*leaves, width, stride)
     return y.detach(), torch.autograd.grad(y, leaves, grad.to(dtype), materialize_grads=True)
 
 
 def check(distance, x, weights, width, stride, grad, tolerance=1e-5, **options):
-    """Compare the output with the twin's, and the gradients, which no `config` changes, for one of them."""
-    y, grads = twin(x, weights, width, stride, grad)
+    """Compare the output with the reference's, and the gradients, which no `config` changes, for one of them."""
+    y, grads = reference(x, weights, width, stride, grad)
     assert distance(encoder_block_forward(x, *weights, width, stride, **options), y) <= tolerance
     if options.pop("config", None) is SPLIT:
         return
@@ -135,8 +135,8 @@ def test_slices_of_larger_buffers(distance, device):
 def test_half_precision_is_as_close_as_torch(distance, device, dtype, ragged):
     x, weights, grad = make(2, 47, 4, 20, device, dtype=dtype)
     width = torch.randint(0, 21, grad.shape[:2], device=device) if ragged else 13
-    exact, exact_grads = twin(x, weights, width, 4, grad)
-    torchs, torchs_grads = twin(x, weights, width, 4, grad, dtype)
+    exact, exact_grads = reference(x, weights, width, 4, grad)
+    torchs, torchs_grads = reference(x, weights, width, 4, grad, dtype)
     for config in (FUSED, SPLIT):
         ours = encoder_block_forward(x, *weights, width, 4, config=config)
         assert ours.dtype == dtype

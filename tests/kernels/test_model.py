@@ -1,4 +1,4 @@
-"""The whole network on kernels against the network on twins."""
+"""The whole network on kernels against the network on references."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LSTM = SlimDemucsConfig(hidden=4, depth=3, resample=2, rnn="lstm", rnn_layers=2)
 
 @pytest.fixture(params=["small", LSTM], ids=["gru", "lstm"])
 def models(request, device):
-    """The same weights on kernels and on twins."""
+    """The same weights on kernels and on references."""
     models = [SlimModel(request.param, backend=backend).to(device) for backend in ("triton", "torch")]
     models[1].load_state_dict(models[0].state_dict())
     return models

@@ -1,4 +1,4 @@
-"""Resampling and running level on kernels, in one piece and in several, against their twins in float64."""
+"""Resampling and running level on kernels, in one piece and in several, against their references in float64."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ PIECES = (700, 1, 130, 299, 64)
 
 
 def both(make, device):
-    """A module on kernels, and its twin in float64."""
+    """A module on kernels, and its reference in float64."""
     return make(backend="triton").to(device), make(backend="torch").double().to(device)
 
 

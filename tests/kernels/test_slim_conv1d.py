@@ -32,7 +32,7 @@ def cut(x, width):
 
 
 def convolve(x, weight, bias, width_in, width_out, transposed, relu=False, **geometry):
-    """Twin: dense, masked before and after, and as wide as a number says."""
+    """Reference: dense, masked before and after, and as wide as a number says."""
     convolution = F.conv_transpose1d if transposed else F.conv1d
     out = convolution(cut(x, width_in).mT, weight.movedim(1, 2), bias, **geometry).mT
     out = cut(torch.relu(out) if relu else out, width_out)
@@ -60,8 +60,8 @@ def make(case, kind, device, transposed, dtype=torch.float32):
     return x, weight, bias, widths, geometry
 
 
-def twin(x, weight, bias, widths, geometry, transposed, relu, dtype=torch.float64):
-    """Output, a gradient of it and the gradients of the twin."""
+def reference(x, weight, bias, widths, geometry, transposed, relu, dtype=torch.float64):
+    """Output, a gradient of it and the gradients of the reference."""
     leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in (x, weight, bias)]
     out = convolve(*leaves, *widths, transposed, relu, **geometry)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(x)
@@ -86,7 +86,7 @@ def run(x, weight, bias, widths, geometry, transposed, relu, grad, after=None, *
 def test_matches_the_twin_in_every_geometry(distance, device, case, kind, transposed):
     x, weight, bias, widths, geometry = make(case, kind, device, transposed)
     for relu in (False, True):
-        expected, grad, grads = twin(x, weight, bias, widths, geometry, transposed, relu)
+        expected, grad, grads = reference(x, weight, bias, widths, geometry, transposed, relu)
         ours, mine = run(x, weight, bias, widths, geometry, transposed, relu, grad, expected.to(x))
         assert distance(ours, expected) <= 1e-5
         for name, a, b in zip(("x", "weight", "bias"), mine, grads, strict=True):
@@ -98,7 +98,7 @@ def test_all_channels_of_a_kernel_of_whole_strides(distance, device, transposed)
     for case in ((2, 10, 3, 5, 8, 4, 0, 1), (2, 9, 3, 4, 4, 2, 1, 1)):
         x, weight, bias, _, geometry = make(case, "uniform", device, transposed)
         widths = (x.shape[2], bias.shape[0])
-        expected, grad, grads = twin(x, weight, bias, widths, geometry, transposed, False)
+        expected, grad, grads = reference(x, weight, bias, widths, geometry, transposed, False)
         ours, mine = run(x, weight, bias, widths, geometry, transposed, False, grad)
         assert distance(ours, expected) <= 1e-5
         assert all(distance(a, b) <= 1e-5 for a, b in zip(mine, grads, strict=True))
@@ -108,7 +108,7 @@ def test_all_channels_of_a_kernel_of_whole_strides(distance, device, transposed)
 def test_every_width_of_either_side(distance, device, transposed):
     x, weight, bias, _, geometry = make((1, 4, 5, 3, 3, 2, 1, 1), "uniform", device, transposed)
     for widths in product(range(6), range(4)):
-        expected, grad, grads = twin(x, weight, bias, widths, geometry, transposed, False)
+        expected, grad, grads = reference(x, weight, bias, widths, geometry, transposed, False)
         ours, mine = run(x, weight, bias, widths, geometry, transposed, False, grad)
         assert distance(ours, expected) <= 1e-5, widths
         assert all(distance(a, b) <= 1e-5 for a, b in zip(mine, grads, strict=True)), widths
@@ -120,7 +120,7 @@ def test_inactive_channels_are_never_used(device, kind, transposed):
     x, weight, bias, widths, geometry = make((2, 9, 20, 18, 3, 2, 1, 2), kind, device, transposed)
     if kind == "ragged":
         widths = tuple(width.clamp(max=7) for width in widths)
-    _, grad, _ = twin(x, weight, bias, widths, geometry, transposed, False)
+    _, grad, _ = reference(x, weight, bias, widths, geometry, transposed, False)
     out, grads = run(x, weight, bias, widths, geometry, transposed, False, grad)
     k_in, k_out = (width if isinstance(width, int) else 7 for width in widths)
     x, weight, bias = x.clone(), weight.clone(), bias.clone()
@@ -139,7 +139,7 @@ def test_slices_and_narrow_inputs(distance, device, transposed):
     x, weight, bias, _, geometry = make((3, 12, 8, 5, 3, 1, 1, 1), "uniform", device, transposed)
     widths = (6, 5)
     for part in (x[1:, 2:9], x[:, ::2], x.mT.contiguous().mT, x[:1].expand(2, -1, -1), x[:, :, :6], x[..., :6].clone()):
-        expected, grad, grads = twin(
+        expected, grad, grads = reference(
             F.pad(part, (0, 8 - part.shape[2])), weight, bias, widths, geometry, transposed, False
         )
         ours, mine = run(part, weight, bias, widths, geometry, transposed, False, grad.mT.contiguous().mT)
@@ -153,8 +153,8 @@ def test_slices_and_narrow_inputs(distance, device, transposed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_as_close_as_torch(distance, device, dtype, kind, transposed):
     x, weight, bias, widths, geometry = make((2, 9, 12, 10, 5, 2, 2, 1), kind, device, transposed, dtype)
-    exact, grad, exact_grads = twin(x, weight, bias, widths, geometry, transposed, False)
-    torchs, _, torchs_grads = twin(x, weight, bias, widths, geometry, transposed, False, dtype)
+    exact, grad, exact_grads = reference(x, weight, bias, widths, geometry, transposed, False)
+    torchs, _, torchs_grads = reference(x, weight, bias, widths, geometry, transposed, False, dtype)
     ours, grads = run(x, weight, bias, widths, geometry, transposed, False, grad)
     for mine, theirs, true in zip((ours, *grads), (torchs, *torchs_grads), (exact, *exact_grads), strict=True):
         assert mine.dtype == dtype

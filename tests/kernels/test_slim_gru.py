@@ -56,7 +56,7 @@ def recurrence(x, weight_ih, weight_hh, bias_ih, bias_hh, state, width):
     return out, state
 
 
-def twin(args, width, grad, grad_last, dtype=torch.float64):
+def reference(args, width, grad, grad_last, dtype=torch.float64):
     """Outputs and gradients in ``dtype``."""
     leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in args]
     outputs = recurrence(*leaves, width)
@@ -76,8 +76,8 @@ def run(args, width, grad, grad_last, config):
 
 
 def check(distance, args, width, grad, grad_last, config):
-    """Compare both outputs and all gradients with the twin's."""
-    outputs, grads = twin(args, width, grad, grad_last)
+    """Compare both outputs and all gradients with the reference's."""
+    outputs, grads = reference(args, width, grad, grad_last)
     ours, mine = run(args, width, grad, grad_last, config)
     assert all(distance(a, b) <= 1e-5 for a, b in zip(ours, outputs, strict=True))
     for name, a, b in zip(NAMES, mine, grads, strict=True):
@@ -141,8 +141,8 @@ def test_inactive_units_are_never_used(device, ragged):
 def test_half_precision_is_as_close_as_torch(distance, device, dtype, config):
     args, grad, grad_last = make(2, 4, 1, 8, 20, device, dtype)
     width = 18 if config else torch.randint(0, 21, (2, 4), device=device)
-    exact, exact_grads = twin(args, width, grad, grad_last)
-    torchs, torchs_grads = twin(args, width, grad, grad_last, dtype)
+    exact, exact_grads = reference(args, width, grad, grad_last)
+    torchs, torchs_grads = reference(args, width, grad, grad_last, dtype)
     ours, grads = run(args, width, grad, grad_last, config)
     for mine, theirs, true in zip((*ours, *grads), (*torchs, *torchs_grads), (*exact, *exact_grads), strict=True):
         assert mine.dtype == dtype

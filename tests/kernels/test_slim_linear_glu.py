@@ -32,7 +32,7 @@ def layer(x, weight, bias, skip, width, cut):
     return out[:, :, :width] if isinstance(width, int) else out
 
 
-def twin(tensors, width, cut, dtype=torch.float64):
+def reference(tensors, width, cut, dtype=torch.float64):
     """Output, a gradient of it, and gradients."""
     leaves = [None if t is None else t.detach().to(dtype, copy=True).requires_grad_() for t in tensors]
     out = layer(*leaves, width, cut)
@@ -55,7 +55,7 @@ def test_matches_the_twin(distance, device, batch, time, inputs, outputs, cut):
     ragged = torch.randint(0, sliced + 1, (batch, time), device=device)
     for width, skip in ((sliced, True), ((sliced + 1) // 2, False), (ragged, True), (0, False)):
         given = [*tensors[:3], tensors[3] if skip else None]
-        expected, grad, grads = twin(given, width, cut)
+        expected, grad, grads = reference(given, width, cut)
         order = by_width(ragged) if width is ragged else None
         out, mine = run(given, width, cut, grad, order=order)
         assert distance(out, expected) <= 1e-5
@@ -67,7 +67,7 @@ def test_matches_the_twin(distance, device, batch, time, inputs, outputs, cut):
 def test_every_width(distance, device, cut):
     tensors = make(1, 3, 5, 5, cut, device)
     for width in range(6):
-        expected, grad, grads = twin(tensors, width, cut)
+        expected, grad, grads = reference(tensors, width, cut)
         out, mine = run(tensors, width, cut, grad)
         assert distance(out, expected) <= 1e-5, width
         assert all(distance(a, b) <= 1e-5 for a, b in zip(mine, grads, strict=True)), width
@@ -77,7 +77,7 @@ def test_every_width(distance, device, cut):
 def test_inactive_channels_are_never_used(device, cut):
     tensors = make(2, 9, 20, 18, cut, device)
     for width in (7, torch.randint(0, 8, (2, 9), device=device)):
-        _, grad, _ = twin(tensors, width, cut)
+        _, grad, _ = reference(tensors, width, cut)
         out, grads = run(tensors, width, cut, grad)
         poisoned = [t.clone() for t in tensors]
         poisoned[1][7:] = float("nan")
@@ -98,7 +98,7 @@ def test_slices_and_narrow_inputs(distance, device, cut):
         parts.append(x[:, :, :6])
     for part in parts:
         added = skip.mT[:, : part.shape[2], : part.shape[1]].mT[: part.shape[0]]
-        expected, grad, grads = twin([part, weight, bias, added], 4, cut)
+        expected, grad, grads = reference([part, weight, bias, added], 4, cut)
         out, mine = run([part, weight, bias, added], 4, cut, grad.mT.contiguous().mT)
         assert distance(out, expected) <= 1e-5
         assert all(distance(a, b) <= 1e-5 for a, b in zip(mine, grads, strict=True))
@@ -110,8 +110,8 @@ def test_slices_and_narrow_inputs(distance, device, cut):
 def test_half_precision_is_as_close_as_torch(distance, device, dtype, ragged, cut):
     tensors = make(2, 15, 20, 18, cut, device, dtype)
     width = torch.randint(0, 19, (2, 15), device=device) if ragged else 11
-    exact, grad, exact_grads = twin(tensors, width, cut)
-    torchs, _, torchs_grads = twin(tensors, width, cut, dtype)
+    exact, grad, exact_grads = reference(tensors, width, cut)
+    torchs, _, torchs_grads = reference(tensors, width, cut, dtype)
     out, grads = run(tensors, width, cut, grad)
     for mine, theirs, true in zip((out, *grads), (torchs, *torchs_grads), (exact, *exact_grads), strict=True):
         assert mine.dtype == dtype

@@ -1,4 +1,4 @@
-"""The LSTM's kernels, resident and streamed, against the plain-torch twin."""
+"""The LSTM's kernels, resident and streamed, against the plain-torch reference."""
 
 from contextlib import contextmanager
 from unittest import mock
@@ -36,7 +36,7 @@ def make(batch, time, inputs, units, device, dtype=torch.float32):
     return tensors[:6], tensors[6:]
 
 
-def twin(args, width, grads, dtype=torch.float64):
+def reference(args, width, grads, dtype=torch.float64):
     """Outputs and gradients in ``dtype``."""
     leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in args]
     out, last = slim_lstm(*leaves[:4], width, tuple(leaves[4:]))
@@ -59,8 +59,8 @@ def run(args, width, grads, config):
 
 
 def check(distance, args, width, grads, config):
-    """Compare all outputs and all gradients with the twin's."""
-    outputs, expected = twin(args, width, grads)
+    """Compare all outputs and all gradients with the reference's."""
+    outputs, expected = reference(args, width, grads)
     ours, mine = run(args, width, grads, config)
     assert all(distance(a, b) <= 1e-5 for a, b in zip(ours, outputs, strict=True))
     for name, a, b in zip(NAMES, mine, expected, strict=True):
@@ -117,8 +117,8 @@ def test_inactive_units_are_never_used(device, ragged):
 def test_half_precision_is_as_close_as_torch(distance, device, dtype, config):
     args, grads = make(2, 4, 8, 20, device, dtype)
     width = 18 if config else torch.randint(0, 21, (2, 4), device=device)
-    exact, exact_pulled = twin(args, width, grads)
-    torchs, torchs_pulled = twin(args, width, grads, dtype)
+    exact, exact_pulled = reference(args, width, grads)
+    torchs, torchs_pulled = reference(args, width, grads, dtype)
     ours, pulled = run(args, width, grads, config)
     for mine, theirs, true in zip((*ours, *pulled), (*torchs, *torchs_pulled), (*exact, *exact_pulled), strict=True):
         assert mine.dtype == dtype

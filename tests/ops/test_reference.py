@@ -1,4 +1,4 @@
-"""The plain-torch twins against `torch.nn` and against themselves at other widths."""
+"""The plain-torch references against `torch.nn` and against themselves at other widths."""
 
 from itertools import product
 
