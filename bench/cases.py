@@ -358,7 +358,7 @@ def _models(setup: Setup) -> tuple[SlimModel, SlimModel]:
 def _made(device: str, dtype: torch.dtype, choice: tuple[tuple[str, str], ...]) -> tuple[SlimModel, SlimModel]:
     # Of weights made in inference mode the compiled path would pack a copy at every call.
     with torch.inference_mode(False):
-        model, reference = SlimModel(CONFIG, **dict(choice)), SlimModel(CONFIG, backend="torch")
+        model, reference = SlimModel(CONFIG, **dict(choice)), SlimModel(CONFIG, backend="reference")
         reference.load_state_dict(model.state_dict())
         return tuple(m.to(device, dtype).eval().requires_grad_(False) for m in (model, reference))  # type: ignore[return-value]
 

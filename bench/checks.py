@@ -117,8 +117,8 @@ def check(name: str, kind: str, ragged: bool, device: str = "cuda") -> dict[str,
     width = torch.randint(0, 49, (2, STEPS), device=device) if ragged else 12
     dtype = DTYPES.get(kind, torch.float32)
     given = arguments_of(name, width, dtype, device)
-    exact = run(name, given, torch.float64, backend="torch")
-    reference = run(name, given, dtype, backend="torch")
+    exact = run(name, given, torch.float64, backend="reference")
+    reference = run(name, given, dtype, backend="reference")
     with poisoned():
         ours, again = (run(name, given, dtype, backend="triton", precision=precision_of(kind)) for _ in range(2))
     row = _row(name, kind, ragged, ours, reference, exact, LIMITS[kind])
@@ -168,7 +168,11 @@ def check_model(
     noisy = 0.1 * torch.randn(2, 1, int(seconds * first.sample_rate))
     ufs = torch.tensor(first.ufs)[torch.randint(4, (2, first.geometry.frames(noisy.shape[2])))].to(device)
     results = []
-    for choice, number in (({"backend": "torch"}, torch.float64), ({"backend": "torch"}, dtype), (options, dtype)):
+    for choice, number in (
+        ({"backend": "reference"}, torch.float64),
+        ({"backend": "reference"}, dtype),
+        (options, dtype),
+    ):
         model = SlimModel(config, **choice)
         model.load_state_dict(first.state_dict())
         model = model.to(device, number)

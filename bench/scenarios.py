@@ -32,7 +32,10 @@ def _signal(setup: Setup) -> torch.Tensor:
 
 def _router(setup: Setup) -> tuple[Calls, Work]:
     """A forward call whose router chooses the widths, beside the same on plain PyTorch."""
-    model, plain = _routed(setup.device, tuple(setup.choice.items())), _routed(setup.device, (("backend", "torch"),))
+    model, plain = (
+        _routed(setup.device, tuple(setup.choice.items())),
+        _routed(setup.device, (("backend", "reference"),)),
+    )
     noisy = _signal(setup)
     calls = {"slimse": lambda: model(noisy, budget=0.25), "masked": lambda: plain(noisy, budget=0.25)}
     return calls, NO_WORK
@@ -52,7 +55,7 @@ def _training(setup: Setup) -> tuple[Calls, Work]:
 
         return call
 
-    models = {"slimse": setup.choice, "masked": {"backend": "torch"}}
+    models = {"slimse": setup.choice, "masked": {"backend": "reference"}}
     return {name: step(SlimModel(CONFIG, **choice).to(setup.device)) for name, choice in models.items()}, NO_WORK
 
 

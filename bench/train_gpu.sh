@@ -51,5 +51,5 @@ train() {
 }
 half=$("$python" -c "from slimse.training.config import TrainConfig as C; c = C.read('$recipe'); print(max(c.batch // 2, c.narrow_batch))")
 train "$@" || { say "again with a batch of $half" && train "$@" --batch "$half"; } ||
-    { say "again without Triton" && train "$@" --batch "$half" --backend torch; }
+    { say "again without Triton" && train "$@" --batch "$half" --backend reference; }
 say "done"

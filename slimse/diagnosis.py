@@ -33,7 +33,7 @@ def examine() -> dict[str, dict[str, Any]]:
         "version": {"slimse": __version__, "python": platform.python_version(), **_versions()},
         "processor": {"cores": os.cpu_count(), "threads of torch": torch.get_num_threads(), **_processor()},
         "runtime": {"eager": "available", "numba": numba_missing() or "available"},
-        "backend": {"torch": "available", "cuda": _cuda(), "triton": _triton()},
+        "backend": {"reference": "available", "cuda": _cuda(), "triton": _triton()},
         "compiled path": {"state": numba_missing() or _compile()},
         "kernels": _kernels(),
     }

@@ -48,7 +48,7 @@ class SlimModel(Pretrained, nn.Module):
         config: a `ModelConfig`, the configuration of a network alone, or the name of a preset (`PRESETS`).
         runtime: what runs frames in inference: ``"eager"`` (the layers), ``"numba"`` (compiled, on the CPU), or
             ``"auto"``, which takes the fastest that can run. See `slimse.runtimes`.
-        backend: of the layers: ``"torch"``, ``"triton"`` or ``"auto"``, see `slimse.ops`. A named one implies the
+        backend: of the layers: ``"reference"``, ``"triton"`` or ``"auto"``, see `slimse.ops`. A named one implies the
             eager runtime, unless another is named too.
         precision: of float32 products in Triton kernels: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
 

@@ -17,7 +17,7 @@ from slimse.corpus import ResultsFile, Settings, run_jobs
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return SlimModel("small", backend="torch").eval().requires_grad_(False)
+    return SlimModel("small", backend="reference").eval().requires_grad_(False)
 
 
 @pytest.fixture

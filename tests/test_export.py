@@ -39,7 +39,7 @@ SHAPES = {
 def network(**shape):
     """Weights of a size that a trained network has: outputs as loud as the input, and a router that decides."""
     whole = {key: shape.pop(key) for key in ("router", "level") if key in shape}
-    model = tiny_model(ModelConfig(SlimDemucsConfig(**shape), **whole), router="router" in whole, backend="torch")
+    model = tiny_model(ModelConfig(SlimDemucsConfig(**shape), **whole), router="router" in whole, backend="reference")
     for name, parameter in model.named_parameters():
         parameter.mul_(3 if "decoder" in name else 1)
     return model

@@ -39,5 +39,5 @@ def export(
 
     if output.exists() and not force:
         raise FileExistsError(f"{output} exists already (--force replaces it)")
-    network = load(model, backend="torch")
+    network = load(model, backend="reference")
     typer.echo(write(network, output, uf, frames=frames, whole=whole, precision=precision.value).sentence())

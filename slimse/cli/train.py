@@ -61,7 +61,7 @@ def train(
     device: Annotated[
         str, typer.Option(help="auto, cuda or cpu. On a GPU, or if it is named, it mixes, too, not the workers.")
     ] = "auto",
-    backend: Annotated[str, typer.Option(help="What runs the layers: auto, torch or triton.")] = "auto",
+    backend: Annotated[str, typer.Option(help="What runs the layers: auto, reference or triton.")] = "auto",
     minutes: Annotated[
         float | None, typer.Option(help="Train that long, with the learning rate's tail at the end, not --steps.")
     ] = None,

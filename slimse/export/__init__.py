@@ -69,7 +69,7 @@ def export(
         raise ValueError(f"{path}: expected a name that ends in one of {SUFFIXES}")
     _check(model, frames)
     # Compared with the layers, in float32 on the CPU, whatever the caller's model runs on.
-    reference = SlimModel(model.config, backend="torch").eval().requires_grad_(False)
+    reference = SlimModel(model.config, backend="reference").eval().requires_grad_(False)
     reference.load_state_dict(model.state_dict())
     model = reference
     ufs = tuple(model.ufs) if uf is None else (model.ufs.validate(uf),)

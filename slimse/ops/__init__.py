@@ -5,8 +5,8 @@ Every op is defined by a plain-torch reference, which is also its CPU path (`blo
 
 - ``backend``: ``"auto"`` is a Triton kernel on a GPU, if there is one for the op, dtype and kind of width, else the
   reference. Its first use on a device compares the kernel with the reference; one that differs or does not run is left
-  out, with a warning (`verdicts`). ``"torch"`` is the reference; ``"triton"`` is the kernel, or an error that says why
-  not.
+  out, with a warning (`verdicts`). ``"reference"`` is plain torch; ``"triton"`` is the kernel, or an error that says
+  why not.
 - ``precision``: of float32 products in kernels, ``"ieee"``, ``"tf32"`` or ``"tf32x3"``.
 
 `sinc_resample` and `running_level` are no registered ops: their references run where a gradient is wanted, and under

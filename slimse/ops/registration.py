@@ -24,7 +24,7 @@ from ..width import SoftWidth
 from . import launchers, verdicts
 from .registry import OpSpec
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "reference", "triton")
 """``"auto"``: kernels on a GPU where they can run and are as the reference, the references elsewhere. The others run or
 raise."""
 PRECISIONS = ("ieee", "tf32", "tf32x3")
@@ -65,7 +65,7 @@ def check_backend(backend: str, precision: str) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision = {precision!r}: expected one of {PRECISIONS}")
     if backend == "triton" and not _HAS_TRITON:
-        raise ValueError("backend = 'triton': Triton is not installed; expected 'auto' or 'torch'")
+        raise ValueError("backend = 'triton': Triton is not installed; expected 'auto' or 'reference'")
 
 
 def _on_gpu(x: Tensor) -> bool:
@@ -74,16 +74,16 @@ def _on_gpu(x: Tensor) -> bool:
 
 
 def _choose(backend: str, precision: str, x: Tensor, soft: bool) -> str:
-    """``"torch"``, ``"triton"``, or ``"auto"`` where kernels may run if they are as the reference."""
+    """``"reference"``, ``"triton"``, or ``"auto"`` where kernels may run if they are as the reference."""
     check_backend(backend, precision)
-    if backend == "torch" or (backend == "auto" and not _on_gpu(x)):
-        return "torch"
+    if backend == "reference" or (backend == "auto" and not _on_gpu(x)):
+        return "reference"
     if x.dtype in launchers.DTYPES and not soft:
         return backend
     if backend == "triton":
         found = "a soft width" if soft else f"{x.dtype}"
         raise ValueError(f"backend = 'triton' with {found}: expected no soft width, and one of {launchers.DTYPES}")
-    return "torch"
+    return "reference"
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -115,7 +115,7 @@ def register(spec: OpSpec) -> Callable[..., Any]:
         if device == "cpu" and backend != "triton" and not ambient and not torch.compiler.is_compiling():
             # The short way: a frame of a stream calls a dozen ops, and each microsecond counts.
             check_backend(backend, precision)
-            if backend == "torch" or not _on_gpu(x):
+            if backend == "reference" or not _on_gpu(x):
                 return spec.reference(*args, **kwargs)
         given = {**op.defaults, **dict(zip(names, args, strict=False)), **kwargs}
         if len(args) > len(names) or given.keys() != op.kinds.keys():
@@ -123,7 +123,7 @@ def register(spec: OpSpec) -> Callable[..., Any]:
         values = {key: given[key] for key in names}
         soft = any(isinstance(value, SoftWidth) for value in values.values())
         chosen = _choose(backend, precision, x, soft)
-        direct = soft or (chosen == "torch" and not (torch.compiler.is_compiling() and spec.registered))
+        direct = soft or (chosen == "reference" and not (torch.compiler.is_compiling() and spec.registered))
         if not spec.registered:
             return spec.reference(**values) if direct else op(values, chosen, precision)
         if ambient and not (direct and spec.autocast):
@@ -284,7 +284,7 @@ class _Op:
     def compute(self, values: dict[str, Any], backend: str, precision: str) -> Any:
         """The forward pass on a backend; ``"auto"`` is the kernel if it is as the reference."""
         reference = self.spec.reference
-        if backend == "torch":
+        if backend == "reference":
             return reference(**values)
         if backend == "triton":
             return launchers.forward(self.spec, values, precision)
@@ -365,7 +365,7 @@ class _Op:
         """Save what the backward pass needs."""
         outputs = [output] if isinstance(output, Tensor) else list(output)
         ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
-        reads = inputs[-2] != "torch" and self.spec.reads_outputs(self.unflatten(inputs[:-2]))
+        reads = inputs[-2] != "reference" and self.spec.reads_outputs(self.unflatten(inputs[:-2]))
         kept = outputs if reads else []
         ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs), *kept)
 
@@ -411,7 +411,7 @@ class _Op:
             every = launchers.backward(self.spec, grads, outputs, values, precision, needs)
             return [every[self.tensors.index(index)] for index in wanted]
 
-        if backend == "torch":
+        if backend == "reference":
             return self.pull(grads, wanted, arguments)
         values = self.unflatten(arguments)
         if backend == "triton":

@@ -193,7 +193,7 @@ class GraphRuntime(Runtime):
         parameter = next(model.parameters())
         if parameter.device.type != "cuda":
             return f"the model is on {parameter.device}, not on a CUDA device"
-        if model.backend == "torch" or parameter.dtype not in DTYPES or importlib.util.find_spec("triton") is None:
+        if model.backend == "reference" or parameter.dtype not in DTYPES or importlib.util.find_spec("triton") is None:
             return "graphs need the Triton backend: the PyTorch path synchronizes to read widths"
         return None
 

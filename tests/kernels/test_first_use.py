@@ -61,7 +61,7 @@ def same(ours, theirs):
     ],
 )
 def test_right_kernel_is_checked_once_and_runs(name, ragged, launches, recwarn):
-    expected = run(name, ragged, grad=True, backend="torch")
+    expected = run(name, ragged, grad=True, backend="reference")
     same(run(name, ragged, grad=True), expected)
     # Once for the check, once for the call.
     assert launches == [name] * 2
@@ -78,7 +78,7 @@ def test_right_kernel_is_checked_once_and_runs(name, ragged, launches, recwarn):
 
 @pytest.mark.parametrize("fault", ["differs", "NaN", "raises"])
 def test_failing_forward_kernel_falls_back_with_one_warning(fault, monkeypatch):
-    expected = run("slim_linear_glu", backend="torch")
+    expected = run("slim_linear_glu", backend="reference")
     forward = launchers.forward
 
     def broken(spec, values, precision):
@@ -111,7 +111,7 @@ def test_kernel_that_fails_after_its_check_falls_back(monkeypatch):
     run("encoder_block")
     monkeypatch.setattr(launchers, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("launch failed")))
     with pytest.warns(RuntimeWarning, match="encoder_block runs in plain PyTorch.*launch failed"):
-        same(run("encoder_block"), run("encoder_block", backend="torch"))
+        same(run("encoder_block"), run("encoder_block", backend="reference"))
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def spread_gru(monkeypatch):
     monkeypatch.setattr(launching, "gave_up_flag", lambda device: flag)
     monkeypatch.setattr(recurrence, "POLLS", 2)
     call = partial(ops.slim_gru, *weights, 40, state)
-    return call, call(backend="torch")
+    return call, call(backend="reference")
 
 
 def check_fallback(call, expected, message):
@@ -167,7 +167,7 @@ def test_out_of_memory_is_no_verdict(monkeypatch):
 
 @pytest.mark.parametrize("name", ["decoder_block", "slim_gru"])
 def test_wrong_gradient_falls_back(name, monkeypatch):
-    expected = run(name, grad=True, backend="torch")
+    expected = run(name, grad=True, backend="reference")
     backward = launchers.backward
 
     def wrong(*args):
@@ -180,7 +180,7 @@ def test_wrong_gradient_falls_back(name, monkeypatch):
 
 def test_first_use_inside_of_a_graph_runs_the_reference(monkeypatch, launches):
     """And is checked the next time."""
-    expected = run("slim_linear_glu", backend="torch")
+    expected = run("slim_linear_glu", backend="reference")
     monkeypatch.setattr(verdicts, "_capturing", lambda device: True)
     with pytest.warns(RuntimeWarning, match="inside of a CUDA graph"):
         same(run("slim_linear_glu"), expected)
@@ -196,7 +196,7 @@ def test_first_use_inside_of_a_graph_runs_the_reference(monkeypatch, launches):
 def test_compiled_calls_are_checked_where_they_run(launches):
     given = checks.arguments_of("encoder_block", 12, torch.float32, "cpu")
     compiled = torch.compile(ops.encoder_block, fullgraph=True, backend="aot_eager")
-    same(compiled(*given), ops.encoder_block(*given, backend="torch"))
+    same(compiled(*given), ops.encoder_block(*given, backend="reference"))
     assert launches == ["encoder_block"] * 2
 
 

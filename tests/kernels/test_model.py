@@ -14,7 +14,7 @@ LSTM = SlimDemucsConfig(hidden=4, depth=3, resample=2, rnn="lstm", rnn_layers=2)
 @pytest.fixture(params=["small", LSTM], ids=["gru", "lstm"])
 def models(request, device):
     """The same weights on kernels and on references."""
-    models = [SlimModel(request.param, backend=backend).to(device) for backend in ("triton", "torch")]
+    models = [SlimModel(request.param, backend=backend).to(device) for backend in ("triton", "reference")]
     models[1].load_state_dict(models[0].state_dict())
     return models
 
@@ -89,7 +89,7 @@ class Layers(nn.Module):
 
 def test_slimmified_networks_on_kernels(device, distance):
     x = torch.randn(2, 1, 40)
-    networks = [slimmify(Layers(), x, backend="torch").to(device) for _ in range(2)]
+    networks = [slimmify(Layers(), x, backend="reference").to(device) for _ in range(2)]
     for layer in networks[0].modules():
         layer.backend = "triton"
     networks[1].load_state_dict(networks[0].state_dict())

@@ -12,7 +12,7 @@ PIECES = (700, 1, 130, 299, 64)
 
 def both(make, device):
     """A module on kernels, and its reference in float64."""
-    return make(backend="triton").to(device), make(backend="torch").double().to(device)
+    return make(backend="triton").to(device), make(backend="reference").double().to(device)
 
 
 @torch.no_grad()

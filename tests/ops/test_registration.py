@@ -107,7 +107,7 @@ def registered(name, arguments):
         else:
             flat.append(value)
     schema = getattr(torch.ops.slimse, name).default._schema
-    rest = {"stride": 1, "padding": 0, "dilation": 1, "relu": False, "skip": None, "backend": "torch"}
+    rest = {"stride": 1, "padding": 0, "dilation": 1, "relu": False, "skip": None, "backend": "reference"}
     names = [argument.name for argument in schema.arguments[len(flat) :]]
     return getattr(torch.ops.slimse, name).default, [*flat, *(({**rest, "precision": "ieee"})[n] for n in names)]
 
@@ -259,7 +259,7 @@ except ValueError as error:
 
 @pytest.mark.parametrize(
     ("case", "message"),
-    [("missing", "Triton is not installed; expected 'auto' or 'torch'"), ("cpu", "the tensors are on the CPU")],
+    [("missing", "Triton is not installed; expected 'auto' or 'reference'"), ("cpu", "the tensors are on the CPU")],
 )
 def test_kernels_that_cannot_run_say_so(case, message):
     if case == "cpu":
