@@ -45,11 +45,11 @@ from torch import nn
 
 from slimse import SlimModel, load
 from slimse.benchmark import Call, frame_call, interleaved, noisy_clip, offline_call, random_ufs, turn_ms
-from slimse.compiled.network import enhance
 from slimse.networks.state import leaves, tree_map
 from slimse.nn import DecoderBlock, EncoderBlock, GroupedGRU
 from slimse.ops import blocks as references
 from slimse.ops.recurrent import slim_gru
+from slimse.runtimes.numba.network import enhance
 
 OWN = {"torch": {"runtime": "eager"}, "compiled": {"runtime": "numba"}, "int8": {"runtime": "numba", "weights": "int8"}}
 

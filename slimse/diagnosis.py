@@ -14,8 +14,8 @@ import torch
 
 from . import __version__
 from .checkpoint import load
-from .compiled import numba_missing
 from .ops import verdicts
+from .runtimes.numba import numba_missing
 from .streaming import Streamer
 
 _FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512fp16", "amx-bf16", "neon", "sve")
@@ -96,7 +96,7 @@ def _compile() -> str:
     start = time.perf_counter()
     Streamer(model, runtime="numba").feed(np.zeros(model.geometry.first, np.float32))
     seconds = time.perf_counter() - start
-    from .compiled.jit import origin
+    from .runtimes.numba.jit import origin
 
     if origin() == "cache":
         return f"ready: loaded in {seconds:.1f} s from numba's cache"

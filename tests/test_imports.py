@@ -15,7 +15,7 @@ LAYERS = (
     ("slimmify", "router", "networks.base", "networks.state", "networks.demucs", "networks", "runtimes.base"),
     ("config", "frame_router"),
     ("model",),
-    ("testing", "denoiser", "checkpoint", "runtimes", "compiled", "profiling", "deadline"),
+    ("testing", "denoiser", "checkpoint", "runtimes", "runtimes.numba", "profiling", "deadline"),
     ("streaming", "serving", "live", "integrations", "export"),
     ("audio",),
     ("demo", "demo_page", "benchmark", "diagnosis"),
@@ -95,10 +95,10 @@ def test_router_and_networks_know_no_model_and_models_no_runtime():
     for module, path in MODULES.items():
         targets = {part(target) for target in imports(path, module)}
         if part(module) in ("router", "networks", "networks.base", "networks.state", "networks.demucs"):
-            assert not targets & {"model", "runtimes", "runtimes.base", "compiled"}, module
+            assert not targets & {"model", "runtimes", "runtimes.base", "runtimes.numba"}, module
         if module == "router":
             assert not {target for target in targets if target and target.startswith("networks")}, module
         if module == "model":
-            assert not targets & {"runtimes", "compiled", "networks.demucs"}, module
+            assert not targets & {"runtimes", "runtimes.numba", "networks.demucs"}, module
         if part(module) in ("streaming", "serving", "audio", "evaluation", "profiling", "checkpoint", "benchmark"):
-            assert not targets & {"networks.demucs", "compiled"}, module
+            assert not targets & {"networks.demucs", "runtimes.numba"}, module

@@ -131,7 +131,7 @@ class Runtime:
 
 
 RUNTIMES: dict[str, str | Runtime] = {
-    "numba": "slimse.compiled.runtime:NumbaRuntime",
+    "numba": "slimse.runtimes.numba.runtime:NumbaRuntime",
     "cuda-graph": "slimse.runtimes.slots:GraphRuntime",
     "eager": "slimse.runtimes.eager:EagerRuntime",
 }

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model import ModelState, SlimModel
-from ..networks import state as states
-from ..width import UF
+from ...model import ModelState, SlimModel
+from ...networks import state as states
+from ...width import UF
 from .layout import Floats, Ints, Weights
 from .stream import REFUSED
 from .streams import Streams, pack
@@ -33,7 +33,7 @@ class CompiledStreams:
     Args:
         model: the model.
         streams: how many.
-        weights: kind of the packed weights, see `slimse.compiled.layout.Weights`.
+        weights: kind of the packed weights, see `slimse.runtimes.numba.layout.Weights`.
         shared: the router decides for all streams alike.
         loudest: samples beyond it, or not finite, are refused.
     """

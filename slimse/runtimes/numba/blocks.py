@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..nn.resample import LOOKAHEAD, TAPS, ZEROS
+from ...nn.resample import LOOKAHEAD, TAPS, ZEROS
 from . import layout as f
 from .jit import jit
 from .vector import LANES, NONE, add, call_product, glu, glu_narrow, gru_cell, lstm_cell, make_tile, move
@@ -23,7 +23,7 @@ tile_1x4 = make_tile(1, 4)
 
 
 class Net(NamedTuple):
-    """A network: what all calls read. See `slimse.compiled.layout` for the records and where things lie."""
+    """A network: what all calls read. See `slimse.runtimes.numba.layout` for the records and where things lie."""
 
     plan: Any
     levels: Any
@@ -82,7 +82,7 @@ def vectors_of(channels):
 
 @jit
 def product(net, m, x, x_at, x_step, rows, inputs, vectors, out, out_at, out_step, limits):
-    """``out = x[:, :inputs] @ weight m + bias``; see `slimse.compiled.products`."""
+    """``out = x[:, :inputs] @ weight m + bias``; see `slimse.runtimes.numba.products`."""
     mat = net.mats[m]
     call_product(
         net.product, x, x_at, x_step, rows, inputs, mat.w_at, mat.step, mat.following, mat.group,

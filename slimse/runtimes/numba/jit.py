@@ -16,9 +16,9 @@ from typing import Any
 
 from numba import cfunc, njit, types
 
-from .. import router
-from ..nn import level, resample
-from ..runtimes import base
+from ... import router
+from ...nn import level, resample
+from .. import base
 
 jit = njit(no_cpython_wrapper=True, error_model="numpy")  # type: ignore[call-overload]
 """Compile into its callers; division by zero gives infinity, as in C."""
@@ -82,8 +82,8 @@ def _say(problem: str) -> None:
         _said.add(problem)
         warnings.warn(
             f"{problem}; slimse compiles at every start, which takes seconds. Delete the files *.nbi and *.nbc in the "
-            "folder __pycache__ of slimse/compiled, or in NUMBA_CACHE_DIR, or set NUMBA_CACHE_DIR to a folder that "
-            "can be written to",
+            "folder __pycache__ of slimse/runtimes/numba, or in NUMBA_CACHE_DIR, or set NUMBA_CACHE_DIR to a folder "
+            "that can be written to",
             RuntimeWarning,
             stacklevel=3,
         )

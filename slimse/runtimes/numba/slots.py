@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import SlimModel
+from ...model import SlimModel
 from .streams import Streams, pack
 
 

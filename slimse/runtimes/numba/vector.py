@@ -298,7 +298,7 @@ def call_product(  # type: ignore[no-untyped-def]
     context, function, x, x_at, x_step, rows, inputs, weights, step, following, group, scale, scale_at,
     bias, bias_at, vectors, out, out_at, out_step, limits,
 ):  # fmt: skip
-    """Call what `slimse.compiled.products.product_address` gave, with arrays and offsets for its pointers."""
+    """Call what `slimse.runtimes.numba.products.product_address` gave, with arrays and offsets for its pointers."""
 
     def emit(code: _Code, function: Any, *values: Any) -> None:
         x, x_at, x_step, rows, inputs, weights, step, following, group, scale, scale_at, *rest = values

@@ -87,8 +87,8 @@ def _product_of(kind, digest):
 def product_address(kind: str) -> int:
     """Address of ``out = max(floor, x[:, :inputs] @ w + bias)`` for one of `KINDS` of weights.
 
-    Its arguments are those of `slimse.compiled.vector.call_product`, with pointers for arrays. ``limits`` 1 is a floor
-    of 0, and without 2 the sums are added to ``out`` instead of to ``bias``.
+    Its arguments are those of `slimse.runtimes.numba.vector.call_product`, with pointers for arrays. ``limits`` 1 is a
+    floor of 0, and without 2 the sums are added to ``out`` instead of to ``bias``.
     """
     floats, number = types.CPointer(types.float32), types.int64
     return compiled(

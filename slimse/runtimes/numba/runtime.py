@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model import ModelState, SlimModel
-from ..networks.demucs import SlimDemucs
-from ..runtimes.base import LOUDEST, Options, Runtime, refuse
-from ..width import Request
+from ...model import ModelState, SlimModel
+from ...networks.demucs import SlimDemucs
+from ...width import Request
+from ..base import LOUDEST, Options, Runtime, refuse
 from . import numba_missing
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class NumbaSession:
 
 
 class NumbaRuntime(Runtime):
-    """The network on the CPU as one compiled call per chunk; see `slimse.compiled`."""
+    """The network on the CPU as one compiled call per chunk; see `slimse.runtimes.numba`."""
 
     name = "numba"
     offers = frozenset(("stream", "batch", "whole"))

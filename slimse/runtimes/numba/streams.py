@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import ModelState, SlimModel
-from ..nn import LevelState
+from ...model import ModelState, SlimModel
+from ...nn import LevelState
 from . import layout as f
 from .layout import Floats, Places, Weights, aligned, demucs
 from .products import product_address
@@ -118,7 +118,7 @@ class Streams:
         return self._mems[slot, start : start + int(self.counters[slot, f.PENDING])]
 
     def run(self, x_at: int, x_step: int, count: int, out_at: int, out_step: int) -> int:
-        """See `slimse.compiled.stream.feed_function`; the streams are those of `use`."""
+        """See `slimse.runtimes.numba.stream.feed_function`; the streams are those of `use`."""
         job = self.job
         job["x_step"], job["out_step"] = x_step, out_step
         return self.call(self.job_at, x_at, count, out_at)

@@ -1,4 +1,4 @@
-"""Streams of the network as one compiled call: levels, router, resampling and layers; see `slimse.compiled.blocks`."""
+"""Streams of the network as one compiled call: levels, router, resampling and layers; see `blocks`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 from numba import carray, types
 
-from ..nn.level import FAST_SHARE
-from ..nn.level import FLOOR as LEVEL_FLOOR
-from ..runtimes.base import STEP_FRAMES
+from ...nn.level import FAST_SHARE
+from ...nn.level import FLOOR as LEVEL_FLOOR
+from ..base import STEP_FRAMES
 from . import layout as f
 from .blocks import ZERO, Memory, Net, Pass, decoder, downsample, encoder, gru, lstm, overlap, upsample
 from .jit import compiled, jit, sources

@@ -10,13 +10,13 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
-from ..networks.demucs import SlimDemucs
-from ..nn import SlimLSTMStack
-from ..nn.resample import LOOKAHEAD, TAPS, filter_taps
+from ...networks.demucs import SlimDemucs
+from ...nn import SlimLSTMStack
+from ...nn.resample import LOOKAHEAD, TAPS, filter_taps
 from .vector import LANES, WIDENS
 
 if TYPE_CHECKING:
-    from ..model import SlimModel
+    from ...model import SlimModel
 
 BLOCK = 64
 """Positions that one pass over the weights of a block serves."""

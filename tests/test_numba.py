@@ -21,9 +21,9 @@ pytest.importorskip("numba", reason="the compiled path needs numba")
 
 from numba import cfunc, types
 
-from slimse.compiled import jit
-from slimse.compiled.streams import pack
-from slimse.compiled.vector import WIDENS
+from slimse.runtimes.numba import jit
+from slimse.runtimes.numba.streams import pack
+from slimse.runtimes.numba.vector import WIDENS
 
 CONFIGS = {
     "small": SlimModel("small").config,
@@ -140,7 +140,7 @@ def test_threads_do_not_disturb_each_other():
 CACHED = """
 import os, sys, warnings
 warnings.simplefilter("always")
-import slimse.compiled.jit as jit
+import slimse.runtimes.numba.jit as jit
 from numba import types
 def of(digest):
     def double(number):

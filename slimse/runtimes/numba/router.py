@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..router import SHARPNESS, SOFT
+from ...router import SHARPNESS, SOFT
 from .blocks import ZERO
 from .jit import jit
 from .vector import LANES, NONE, gru_cell, make_tile, move
