@@ -1,4 +1,4 @@
-"""Compile every kernel in every configuration that the paper preset launches, for GPUs that need not be there.
+"""Compile every kernel in every configuration that the paper preset launches, ahead of time, without the target GPU.
 
     python bench/resources.py --target sm_90
 

@@ -6,7 +6,7 @@ Dimensions:
     J: columns of the slimmed axis, ``UNIT`` per unit; a row of width ``k`` has its leading ``UNIT * k`` columns active.
     LENGTH: elements of a run; where runs are cut too, its leading elements are active.
 
-Hidden matrices ``(rows, J)`` are written and read only where a row is active: what lies beyond is never defined.
+Hidden matrices ``(rows, J)`` are written and read only where a row is active: inactive columns are uninitialized.
 Indices past an edge are clamped to a valid one, whose products are then dropped or multiplied by zero; loads need no
 mask that way, and an inactive weight row is never read.
 """

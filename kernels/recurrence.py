@@ -125,7 +125,7 @@ def states_before(out: Tensor, state: Tensor, width: Prefix) -> Tensor:
     """
     first = state.transpose(0, 1).unsqueeze(1).to(out.dtype)
     if width.rows is not None:
-        # A unit that sleeps keeps the state of its last active step.
+        # An inactive unit keeps the state of its last active step.
         active = torch.arange(out.shape[3], device=out.device) < width.rows.unsqueeze(-1)
         step = torch.arange(out.shape[1], device=out.device).view(1, -1, 1)
         last = torch.where(active, step, -1).cummax(1).values.unsqueeze(2).expand_as(out)

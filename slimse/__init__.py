@@ -1,4 +1,4 @@
-"""SlimSE: speech enhancement whose cost follows the difficulty of the sound.
+"""SlimSE: real-time speech enhancement with input-adaptive compute.
 
 >>> import slimse
 >>> model = slimse.load()                                  # doctest: +SKIP

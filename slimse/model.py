@@ -32,7 +32,7 @@ class ModelState(NamedTuple):
     """Running: a `LevelState`. Of the whole signal, ``[B, 1]`` each: mean square so far and samples seen, or one given
     deviation. None: empty."""
     router: RouterState | tuple[()]
-    """Of a model with a router, which hears the frames that it decides and no others."""
+    """Of a model with a router, whose input is the frames that it decides and no others."""
     samples: int
     """Input samples per stream so far, 0 in a fresh state."""
 

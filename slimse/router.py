@@ -63,7 +63,7 @@ class RouterState(NamedTuple):
 class Router(nn.Module):
     """Strided convolution, ReLU, diagonal GRU, pointwise convolution to the width that is wanted.
 
-    Every frame hears ``hop`` new samples. The rectified outputs of the windows among them are averaged and
+    Every frame takes ``hop`` new samples. The rectified outputs of the windows among them are averaged and
     compressed by ``log1p``: what the recurrent layer sees are levels of bands in a logarithmic measure, so that a
     change of level moves them all alike, and the ratio of loud to soft that tells speech from noise stays. The
     initial weights of the convolution are windowed cosines and sines at mel-spaced frequencies.

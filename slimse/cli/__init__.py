@@ -71,7 +71,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Speech enhancement whose cost follows the difficulty of the sound.",
+    help="Real-time speech enhancement with input-adaptive compute.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     # Rich takes as long to import as all else that a usage error needs.
@@ -96,7 +96,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """Speech enhancement whose cost follows the difficulty of the sound."""
+    """Real-time speech enhancement with input-adaptive compute."""
     be_quiet(quiet)
 
 

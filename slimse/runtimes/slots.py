@@ -79,7 +79,7 @@ class EagerSlots:
         if model.router is not None:
             logits, new = model.router_logits(samples, state, 1, asked)
             choice = torch.where(auto, logits[:, 0].argmax(1), choice)
-            # A router hears the frames that it decides and no others.
+            # The input of a router is the frames that it decides and no others.
             decides = auto.unsqueeze(1)
             router = (torch.where(decides, now, old) for now, old in zip(new, state.router, strict=True))
             state = state._replace(router=RouterState(*router))

@@ -246,7 +246,7 @@ def calibrate(model: SlimModel, noisy: Tensor) -> None:
     router.asked.copy_(router.budgets)
     steps = torch.linspace(0, 1, 4 * len(router.budgets) + 1, device=router.budgets.device)
     grid = router.budgets[0] ** (1 - steps)
-    # What the router hears does not depend on the budget: once is enough.
+    # What the router computes from the sound does not depend on the budget: once is enough.
     state = router.initial_state(len(noisy))
     normalised, _ = model.normalised(noisy[:, 0], model.initial_state(len(noisy)))
     signal = torch.cat([state.samples, normalised], dim=1)

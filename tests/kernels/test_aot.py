@@ -1,4 +1,4 @@
-"""Ahead-of-time builds for GPUs that need not be there; Triton's interpreter is off in the process that compiles."""
+"""Ahead-of-time builds, without the target GPU; Triton's interpreter is off in the process that compiles."""
 
 import json
 import os

@@ -34,7 +34,7 @@ def initialise(model: SlimDemucs) -> None:
 
 
 def _begin_as_identity(model: SlimDemucs) -> None:
-    """Let four hidden units of the outermost blocks pass the signal on, so that every width begins as a rough copy.
+    """Let four hidden units of the outermost blocks pass the signal on, so that every width starts near the identity.
 
     From random weights, hundreds of steps go into learning to reproduce the input through ReLUs and gates before any
     noise is removed. Two samples of every stride, half a stride apart, go through two ReLUs of opposite sign, an open
