@@ -3,8 +3,8 @@
     python bench/your_network.py && python bench/tables.py
 
 The first writes bench/results/networks.json, the second puts its table into docs/your-network.md. Times are of one
-thread, turns of all variants interleaved in one run, as ratios of the plain network's. Of each variant the lower fifth
-of its times is taken, as other work on a machine only adds to them.
+thread. Every call is timed between two of the plain network; its time over their mean is one ratio, and the median of
+many ratios is reported. So other work on the machine, which slows down all three alike, does not count.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from torch.utils._pytree import tree_leaves
 import slimse
 
 UFS = (0.125, 0.25, 0.5, 1.0)
+FEWEST = 25
+"""Ratios per variant, however short the time."""
 RESULTS = Path(__file__).resolve().parent / "results" / "networks.json"
 
 
@@ -46,18 +49,27 @@ def _error(found: Any, expected: Any) -> float:
     return max(float((a - b).abs().square().sum() / b.abs().square().sum()) ** 0.5 for a, b in pairs)
 
 
-def _times(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Seconds of every call, the lower fifth of those taken in turns."""
+def _ratios(plain: Callable[[], Any], calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Times of every call over those of the plain calls right before and after it, many of each."""
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
+    order = random.Random(0)
+    for call in (plain, *calls.values()):
         call()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found[next(iter(found))]) < 5:
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            found[name].append(time.perf_counter() - start)
-    return {name: statistics.quantiles(values, n=5)[0] for name, values in found.items()}
+    before = _seconds(plain)
+    while time.perf_counter() < end or len(found[next(iter(found))]) < FEWEST:
+        for name in order.sample(sorted(calls), len(calls)):
+            own, after = _seconds(calls[name]), _seconds(plain)
+            found[name].append(2 * own / (before + after))
+            before = after
+    return found
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Of the processor: what the machine does meanwhile for others is not in it."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 @torch.no_grad()
@@ -79,8 +91,9 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
         return call
 
     found |= {uf: _error(at(uf)(), small[uf](*inputs)) for uf in small}
-    calls = {"plain": lambda: network(*inputs), "extracted": lambda: small[0.25](*inputs)}
-    times = _times({**calls, **{str(uf): at(uf) for uf in UFS}}, seconds)
+    calls = {"extracted": lambda: small[0.25](*inputs), **{str(uf): at(uf) for uf in UFS}}
+    ratios = _ratios(lambda: network(*inputs), calls, seconds)
+    times = {name: statistics.median(values) for name, values in ratios.items()}
     report = slim.slimming
     return {
         "network": name,
@@ -89,8 +102,9 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
         "lines": LINES,
         "macs": [width.macs / report.widths[-1].macs for width in report.widths],
         "errors": [found[uf] for uf in UFS],
-        "times": [times[str(uf)] / times["plain"] for uf in UFS],
-        "extracted": times["extracted"] / times["plain"],
+        "times": [times[str(uf)] for uf in UFS],
+        "extracted": times["extracted"],
+        "pairs": len(ratios["extracted"]),
         "missing": "",
     }
 
