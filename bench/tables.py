@@ -94,7 +94,7 @@ def on_gpus(results: Path, *, short: bool) -> str:
 
 def networks(rows: Sequence[dict[str, Any]]) -> str:
     """What `bench/your_network.py` measured of networks that nobody wrote for slimming."""
-    head = ["network", "groups cut", "lines of code", "MACs", "error", "time", "extract(0.25)", "saved"]
+    head = ["network", "groups cut", "lines of code", "MACs", "error", "time", "extract(0.25)", "saved", "pairs"]
     lines = []
     for row in rows:
         if row["missing"]:
@@ -107,7 +107,7 @@ def networks(rows: Sequence[dict[str, Any]]) -> str:
                 ", ".join(f"{share:.2f}" for share in row["macs"]),
                 ", ".join(f"{error:.0e}" if error else "0" for error in row["errors"]),
                 ", ".join(f"{time:.2f}" for time in row["times"]),
-                *(f"{row['extracted']:.2f}", f"{saved / possible:.2f}"),
+                *(f"{row['extracted']:.2f}", f"{saved / possible:.2f}", str(row["pairs"])),
             ]
         )
     return markdown(head, lines)

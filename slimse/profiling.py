@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .model import SlimModel
+from .nn import SlimLayer
+from .nn.context import current_uf
 
 _FRAMES = (2, 10)
 """Two call lengths in frames; the difference between them is free of the first frame's long run."""
@@ -61,7 +63,7 @@ def _count_calls(model: SlimModel, uf: float | None, frames: int) -> tuple[dict[
     def counter(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             nonlocal weight_bytes
-            count, read = module.count(args, output)  # type: ignore[operator]
+            count, read = module.count(args, output) if hasattr(module, "count") else _count_layer(module, args, output)
             macs[name] += count
             weight_bytes += read
 
@@ -69,6 +71,8 @@ def _count_calls(model: SlimModel, uf: float | None, frames: int) -> tuple[dict[
 
     modules = [(name.removeprefix("network."), module) for name, module in model.named_modules()]
     counted = [(name, module) for name, module in modules if hasattr(module, "count")]
+    own = tuple(f"{name}." for name, _ in counted)
+    counted += [(name, one) for name, one in modules if _is_layer(one) and not f"{name}.".startswith(own)]
     handles = [module.register_forward_hook(counter(name)) for name, module in counted]
     try:
         like = next(model.parameters())
@@ -82,11 +86,36 @@ def _count_calls(model: SlimModel, uf: float | None, frames: int) -> tuple[dict[
     return macs, weight_bytes
 
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether `_count_layer` knows it."""
+    return isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear, nn.LSTM, nn.GRU))
+
+
+def _count_layer(module: nn.Module, args: Any, output: Any) -> tuple[int, int]:
+    """MACs of a call of a layer of `torch.nn`, or of a slimmable one at the UF around, and weight bytes read."""
+    weights = module._active(current_uf())[1] if isinstance(module, SlimLayer) else [*module._parameters.values()]
+    out = output[0] if isinstance(output, tuple) else output
+    # A product per output position, or of a transposed convolution per input position.
+    seen = args[0] if isinstance(module, _TRANSPOSED) else out
+    channels = seen.shape[1 if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED)) else -1]
+    positions = seen.numel() // channels
+    found = [weight for weight in weights if weight is not None]
+    # Biases have an axis less.
+    most = max(weight.ndim for weight in found)
+    macs = positions * sum(weight.numel() for weight in found if weight.ndim == most)
+    return macs, sum(weight.numel() * weight.element_size() for weight in found)
+
+
 def profile(model: SlimModel) -> ModelProfile:
     """Run ``model`` at each of its UFs and count what its modules did.
 
     Every module that multiplies reports each call by the positions it computed and the rows of the weights it read
-    (``count``), so the figures follow the code. Element-wise operations are not counted, as is the custom.
+    (``count``), so the figures follow the code. Layers of `torch.nn` outside of such modules are counted by their
+    weights. Element-wise operations are not counted, as is the custom.
     """
     widths = []
     for uf in model.ufs:

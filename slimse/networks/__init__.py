@@ -2,6 +2,7 @@
 
 from .base import NETWORKS, CausalNetwork, FrameGeometry, NetworkConfig, register
 from .demucs import SlimDemucs, SlimDemucsConfig
+from .slimmed import SlimmedConfig, SlimmedNetwork
 
 __all__ = [
     "NETWORKS",
@@ -10,5 +11,7 @@ __all__ = [
     "NetworkConfig",
     "SlimDemucs",
     "SlimDemucsConfig",
+    "SlimmedConfig",
+    "SlimmedNetwork",
     "register",
 ]

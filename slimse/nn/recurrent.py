@@ -137,7 +137,7 @@ class _SlimRNN(SlimLayer):
         if parts and k < self.hidden_size:
             new = [torch.cat([part, old[..., k:]], -1) for part, old in zip(new, parts, strict=True)]
         elif k < self.hidden_size:
-            new = [nn.functional.pad(part, (0, self.hidden_size - k)) for part in new]
+            new = [torch.cat([part, part.new_zeros(*part.shape[:2], self.hidden_size - k)], -1) for part in new]
         return out, self._state(tuple(new))
 
     def _on_ops(self, x: Tensor, parts: tuple[Tensor, ...], uf: UF) -> tuple[Tensor, Any]:
