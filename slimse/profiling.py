@@ -63,7 +63,8 @@ def _count_calls(model: SlimModel, uf: float | None, frames: int) -> tuple[dict[
     def counter(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             nonlocal weight_bytes
-            count, read = module.count(args, output) if hasattr(module, "count") else _count_layer(module, args, output)
+            own: Any = getattr(module, "count", None)
+            count, read = own(args, output) if own else _count_layer(module, args, output)
             macs[name] += count
             weight_bytes += read
 
@@ -97,7 +98,9 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _count_layer(module: nn.Module, args: Any, output: Any) -> tuple[int, int]:
     """MACs of a call of a layer of `torch.nn`, or of a slimmable one at the UF around, and weight bytes read."""
-    weights = module._active(current_uf())[1] if isinstance(module, SlimLayer) else [*module._parameters.values()]
+    weights = (
+        module._active(float(current_uf()))[1] if isinstance(module, SlimLayer) else [*module._parameters.values()]
+    )
     out = output[0] if isinstance(output, tuple) else output
     # A product per output position, or of a transposed convolution per input position.
     seen = args[0] if isinstance(module, _TRANSPOSED) else out
