@@ -3,6 +3,7 @@
     python bench/reliability/kills.py enhance --times 100
     python bench/reliability/kills.py evaluate --times 100
     python bench/reliability/kills.py train --times 100
+    python bench/reliability/kills.py export --times 100
 
 Each time a process runs the command, with one worker process or none, and gets SIGKILL, SIGTERM or SIGINT at a moment
 drawn from its usual duration. Then all of its processes must end; each file that has its name must be as in a run that
@@ -31,7 +32,7 @@ import torch
 import slimse
 from slimse.cli import app
 
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 """Seconds after which a process counts as left running."""
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _RECIPE = """
@@ -115,6 +116,9 @@ class Command:
         if self.name == "evaluate":
             tables = ["--csv", str(out / "scores.csv"), "--json", str(out / "scores.json")]
             return ["evaluate", noisy, clean, "--metrics", "si_sdr,stoi", *tables, *jobs, *weights]
+        if self.name == "export":
+            # A file that exists is refused without --force: the rerun must replace it.
+            return ["export", weights[1], "-o", str(out / "small.onnx"), "--uf", "1", "--force"]
         return ["train", str(folder / "recipe.toml"), "--data", str(folder), "-o", str(out), "--workers", str(workers)]
 
     def whole(self, out: Path, expected: dict[str, bytes]) -> list[str]:
@@ -135,7 +139,7 @@ class Command:
         return wrong
 
 
-_SUFFIXES = {"enhance": [".flac"], "evaluate": [".csv", ".json"], "train": [".safetensors"]}
+_SUFFIXES = {"enhance": [".flac"], "evaluate": [".csv", ".json"], "train": [".safetensors"], "export": [".onnx"]}
 
 
 def trial(
@@ -166,7 +170,7 @@ def trial(
 def main() -> None:
     """Run the command once in peace, then kill it at random moments of that duration, and print what was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["enhance", "evaluate", "train"])
+    parser.add_argument("command", choices=["enhance", "evaluate", "train", "export"])
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -202,6 +206,9 @@ def _prepare(command: str, folder: Path) -> None:
     """Import and compile what the forks need."""
     with torch.no_grad():
         slimse.load(folder / "small.safetensors")(torch.zeros(1, 1, 600), 1.0)
+    if command == "export":
+        importlib.import_module("slimse.export.graphs")
+        importlib.import_module("slimse.export.check")
     if command == "train":
         importlib.import_module("slimse.training.run")
     if command == "evaluate":
