@@ -6,8 +6,9 @@
     python bench/reliability/kills.py export --times 100
 
 Each time a process runs the command, with one worker process or none, and gets SIGKILL, SIGTERM or SIGINT at a moment
-drawn from its usual duration. Then all of its processes must end; each file that has its name must be as in a run that
-nobody killed; and the same command must complete and leave no temporary file.
+drawn from its usual duration; one that ended before does not count. Then all of its processes must end; each file that
+has its name must be as in a run that nobody killed; and the same command must complete and leave no temporary file.
+Ctrl-C prints the summary so far.
 
 The processes are forks of this one, which has imported everything: the moments are those of the work, not of imports.
 """
@@ -69,6 +70,16 @@ def start(arguments: list[str], log: Path) -> int:
         print(f"Traceback of {error!r}", flush=True)
         status = 70
     os._exit(status)
+
+
+def runs(process: int, seconds: float) -> bool:
+    """Wait so long, or until the process has ended; whether it still runs."""
+    end = time.monotonic() + seconds
+    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= end:
+            return True
+        time.sleep(min(0.01, max(0.0, end - time.monotonic())))
+    return False
 
 
 def ended(process: int, patience: float = _PATIENCE) -> int | None:
@@ -144,13 +155,13 @@ _SUFFIXES = {"enhance": [".flac"], "evaluate": [".csv", ".json"], "train": [".sa
 
 def trial(
     command: Command, out: Path, delay: float, number: int, workers: int, expected: dict[str, bytes]
-) -> list[str]:
-    """Kill one run, run it again, and return what was wrong."""
+) -> tuple[bool, list[str]]:
+    """Kill one run, and run it again; whether it ran until it was killed, and what was wrong."""
     log = out.parent / "log"
     log.write_bytes(b"")
     out.mkdir()
     process = start(command.arguments(out, workers), log)
-    time.sleep(delay)
+    struck = runs(process, delay)
     os.kill(process, number)
     wrong = [] if ended(process) is not None else ["something still runs"]
     wrong += [f"not whole: {name}" for name in command.whole(out, expected)]
@@ -164,7 +175,7 @@ def trial(
     wrong += [f"left behind: {path.name}" for path in out.rglob("*.part")]
     if b"Traceback" in log.read_bytes():
         wrong.append("a traceback: " + log.read_text(errors="replace").strip().splitlines()[-1])
-    return wrong
+    return struck, wrong
 
 
 def main() -> None:
@@ -175,7 +186,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rng, found, signals = np.random.default_rng(options.seed), Counter[str](), Counter[str]()
+    found, signals = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = Command(options.command, folder)
@@ -189,17 +200,39 @@ def main() -> None:
             durations.append(time.monotonic() - began)
             expected = files(folder / "out", tuple(_SUFFIXES[options.command]))
             shutil.rmtree(folder / "out")
-        for done in range(options.times):
-            workers, number = int(rng.random() < 0.25), _SIGNALS[int(rng.integers(3))]
-            signals[number.name] += 1
-            delay = rng.uniform(0, durations[workers])
-            for wrong in trial(command, folder / "out", delay, number, workers, expected):
-                found[wrong] += 1
-                print(f"{options.command}, {number.name} after {delay:.2f} s, {workers} workers: {wrong}", flush=True)
-            shutil.rmtree(folder / "out")
-            if (done + 1) % 10 == 0:
-                print(f"{done + 1} kills, {sum(found.values())} faults", flush=True)
-    print(f"{options.command}: {options.times} kills {dict(signals)}, faults: {dict(found) or 'none'}")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            _trials(options, command, durations, expected, signals, found)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    print(f"{options.command}: {signals.total()} kills {dict(signals)}, faults: {dict(found) or 'none'}")
+
+
+def _trials(
+    options: argparse.Namespace,
+    command: Command,
+    durations: list[float],
+    expected: dict[str, bytes],
+    signals: Counter[str],
+    found: Counter[str],
+) -> None:
+    """Kill it as often as asked for, and count the signals and what was wrong."""
+    rng, out = np.random.default_rng(options.seed), command.folder / "out"
+    while signals.total() < options.times:
+        workers, number = int(rng.random() < 0.25), _SIGNALS[int(rng.integers(3))]
+        delay = rng.uniform(0, durations[workers])
+        struck, faults = trial(command, out, delay, number, workers, expected)
+        for wrong in faults:
+            found[wrong] += 1
+            print(f"{options.command}, {number.name} after {delay:.2f} s, {workers} workers: {wrong}", flush=True)
+        shutil.rmtree(out)
+        if not struck:
+            # It has become faster than it was: later kills must come earlier.
+            durations[workers] = delay
+            continue
+        signals[number.name] += 1
+        if signals.total() % 10 == 0:
+            print(f"{signals.total()} kills, {sum(found.values())} faults", flush=True)
 
 
 def _prepare(command: str, folder: Path) -> None:
