@@ -42,7 +42,7 @@ setup(
         "soundfile>=0.12",
         "soxr>=0.4",
         "safetensors>=0.4",
-        "typer>=0.12",
+        "typer>=0.16",
         "rich>=13",
         "numba>=0.60",
         "triton>=3.2; platform_system == 'Linux'",

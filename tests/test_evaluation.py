@@ -182,7 +182,7 @@ def test_a_budget_is_scored_at_what_it_used(
         assert row.macs_per_sample == pytest.approx(costs.macs_per_sample(chosen))
         assert sum(row.shares) == pytest.approx(1)
     report.write_csv(tmp_path / "files.csv")
-    rows = list(csv.DictReader((tmp_path / "files.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "files.csv").read_text().splitlines()))
     assert [row["budget"] for row in rows[:4]] == ["", "", "0.2", "0.7"]
     assert len(set(report.means()[2].shares)) > 1
     report.write_json(tmp_path / "report.json")

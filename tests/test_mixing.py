@@ -225,7 +225,7 @@ def test_the_held_out_set_is_written_with_its_list(tmp_path, monkeypatch):
     write(tmp_path / "train" / row.speech, 0.1 * rng.standard_normal(200_000), format="FLAC")
     write(tmp_path / "train" / row.noise, 0.1 * rng.standard_normal(200_000), format="FLAC")
     render(tmp_path, tmp_path / "out")
-    (listed,) = csv.DictReader((tmp_path / "out" / "mixtures.csv").open())
+    (listed,) = csv.DictReader((tmp_path / "out" / "mixtures.csv").read_text().splitlines())
     assert listed["speaker"] == row.speaker
     noisy, _ = soundfile.read(tmp_path / "out" / "noisy" / listed["file"])
     assert 20 * np.log10(rms(noisy)) == pytest.approx(row.level_dbfs, abs=0.01)

@@ -116,6 +116,8 @@ def test_whole_signals_at_any_widths_equal_torch(name, relative_error):
         model(noisy, torch.ones(2, frames, len(ufs)))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
 def test_gradients_and_traces_take_the_torch_path(relative_error):
     model = random_model(CONFIGS["small"])
     assert model(torch.randn(1, 1, 300)).requires_grad

@@ -3,10 +3,12 @@
     python bench/reliability/kills.py enhance --times 100
     python bench/reliability/kills.py evaluate --times 100
     python bench/reliability/kills.py train --times 100
+    python bench/reliability/kills.py export --times 100
 
 Each time a process runs the command, with one worker process or none, and gets SIGKILL, SIGTERM or SIGINT at a moment
-drawn from its usual duration. Then all of its processes must end; each file that has its name must be as in a run that
-nobody killed; and the same command must complete and leave no temporary file.
+drawn from its usual duration; one that ended before does not count. Then all of its processes must end; each file that
+has its name must be as in a run that nobody killed; and the same command must complete and leave no temporary file.
+Ctrl-C prints the summary so far.
 
 The processes are forks of this one, which has imported everything: the moments are those of the work, not of imports.
 """
@@ -31,7 +33,7 @@ import torch
 import slimse
 from slimse.cli import app
 
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 """Seconds after which a process counts as left running."""
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _RECIPE = """
@@ -68,6 +70,16 @@ def start(arguments: list[str], log: Path) -> int:
         print(f"Traceback of {error!r}", flush=True)
         status = 70
     os._exit(status)
+
+
+def runs(process: int, seconds: float) -> bool:
+    """Wait so long, or until the process has ended; whether it still runs."""
+    end = time.monotonic() + seconds
+    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= end:
+            return True
+        time.sleep(min(0.01, max(0.0, end - time.monotonic())))
+    return False
 
 
 def ended(process: int, patience: float = _PATIENCE) -> int | None:
@@ -115,6 +127,9 @@ class Command:
         if self.name == "evaluate":
             tables = ["--csv", str(out / "scores.csv"), "--json", str(out / "scores.json")]
             return ["evaluate", noisy, clean, "--metrics", "si_sdr,stoi", *tables, *jobs, *weights]
+        if self.name == "export":
+            # A file that exists is refused without --force: the rerun must replace it.
+            return ["export", weights[1], "-o", str(out / "small.onnx"), "--uf", "1", "--force"]
         return ["train", str(folder / "recipe.toml"), "--data", str(folder), "-o", str(out), "--workers", str(workers)]
 
     def whole(self, out: Path, expected: dict[str, bytes]) -> list[str]:
@@ -135,18 +150,18 @@ class Command:
         return wrong
 
 
-_SUFFIXES = {"enhance": [".flac"], "evaluate": [".csv", ".json"], "train": [".safetensors"]}
+_SUFFIXES = {"enhance": [".flac"], "evaluate": [".csv", ".json"], "train": [".safetensors"], "export": [".onnx"]}
 
 
 def trial(
     command: Command, out: Path, delay: float, number: int, workers: int, expected: dict[str, bytes]
-) -> list[str]:
-    """Kill one run, run it again, and return what was wrong."""
+) -> tuple[bool, list[str]]:
+    """Kill one run, and run it again; whether it ran until it was killed, and what was wrong."""
     log = out.parent / "log"
     log.write_bytes(b"")
     out.mkdir()
     process = start(command.arguments(out, workers), log)
-    time.sleep(delay)
+    struck = runs(process, delay)
     os.kill(process, number)
     wrong = [] if ended(process) is not None else ["something still runs"]
     wrong += [f"not whole: {name}" for name in command.whole(out, expected)]
@@ -160,18 +175,18 @@ def trial(
     wrong += [f"left behind: {path.name}" for path in out.rglob("*.part")]
     if b"Traceback" in log.read_bytes():
         wrong.append("a traceback: " + log.read_text(errors="replace").strip().splitlines()[-1])
-    return wrong
+    return struck, wrong
 
 
 def main() -> None:
     """Run the command once in peace, then kill it at random moments of that duration, and print what was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["enhance", "evaluate", "train"])
+    parser.add_argument("command", choices=["enhance", "evaluate", "train", "export"])
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rng, found, signals = np.random.default_rng(options.seed), Counter[str](), Counter[str]()
+    found, signals = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = Command(options.command, folder)
@@ -185,23 +200,48 @@ def main() -> None:
             durations.append(time.monotonic() - began)
             expected = files(folder / "out", tuple(_SUFFIXES[options.command]))
             shutil.rmtree(folder / "out")
-        for done in range(options.times):
-            workers, number = int(rng.random() < 0.25), _SIGNALS[int(rng.integers(3))]
-            signals[number.name] += 1
-            delay = rng.uniform(0, durations[workers])
-            for wrong in trial(command, folder / "out", delay, number, workers, expected):
-                found[wrong] += 1
-                print(f"{options.command}, {number.name} after {delay:.2f} s, {workers} workers: {wrong}", flush=True)
-            shutil.rmtree(folder / "out")
-            if (done + 1) % 10 == 0:
-                print(f"{done + 1} kills, {sum(found.values())} faults", flush=True)
-    print(f"{options.command}: {options.times} kills {dict(signals)}, faults: {dict(found) or 'none'}")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            _trials(options, command, durations, expected, signals, found)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    print(f"{options.command}: {signals.total()} kills {dict(signals)}, faults: {dict(found) or 'none'}")
+
+
+def _trials(
+    options: argparse.Namespace,
+    command: Command,
+    durations: list[float],
+    expected: dict[str, bytes],
+    signals: Counter[str],
+    found: Counter[str],
+) -> None:
+    """Kill it as often as asked for, and count the signals and what was wrong."""
+    rng, out = np.random.default_rng(options.seed), command.folder / "out"
+    while signals.total() < options.times:
+        workers, number = int(rng.random() < 0.25), _SIGNALS[int(rng.integers(3))]
+        delay = rng.uniform(0, durations[workers])
+        struck, faults = trial(command, out, delay, number, workers, expected)
+        for wrong in faults:
+            found[wrong] += 1
+            print(f"{options.command}, {number.name} after {delay:.2f} s, {workers} workers: {wrong}", flush=True)
+        shutil.rmtree(out)
+        if not struck:
+            # It has become faster than it was: later kills must come earlier.
+            durations[workers] = delay
+            continue
+        signals[number.name] += 1
+        if signals.total() % 10 == 0:
+            print(f"{signals.total()} kills, {sum(found.values())} faults", flush=True)
 
 
 def _prepare(command: str, folder: Path) -> None:
     """Import and compile what the forks need."""
     with torch.no_grad():
         slimse.load(folder / "small.safetensors")(torch.zeros(1, 1, 600), 1.0)
+    if command == "export":
+        importlib.import_module("slimse.export.graphs")
+        importlib.import_module("slimse.export.check")
     if command == "train":
         importlib.import_module("slimse.training.run")
     if command == "evaluate":

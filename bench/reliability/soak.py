@@ -19,7 +19,7 @@ import gc
 import json
 import signal
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -38,6 +38,8 @@ _EXACT = 20
 """Seconds from the start of a window that are computed in float64."""
 _LAST = 5 * RATE
 """Samples at the end of a window that must not depend on what was before it."""
+_TIMES = 5000
+"""Times of a frame that are kept of each sound, the last ones: the trial itself must not grow."""
 _STREAMS = 3
 """Streams of a batch; the windows are of the first."""
 
@@ -136,7 +138,7 @@ class Soak:
         )
         self.stream, self.reference = kind(self.model, runtime), exact(self.model)
         self.heard, self.given, self.lines = 0, 0, list[dict[str, Any]]()
-        self.times: dict[str, list[float]] = defaultdict(list)
+        self.times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_TIMES))
         self.window: dict[str, Any] | None = None
 
     @torch.no_grad()
@@ -189,7 +191,7 @@ class Soak:
         gc.collect()
         line["memory"] = round(_memory(), 1)
         for kind, seconds in self.times.items():
-            line[f"ms {kind}"] = round(1e3 * median(seconds[-2000:]), 3)
+            line[f"ms {kind}"] = round(1e3 * median(seconds), 3)
         self.lines.append(line)
         print(json.dumps(line), flush=True)
 

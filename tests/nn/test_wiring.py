@@ -183,6 +183,7 @@ def test_weights_computed_by_hooks_are_refused_by_name():
         slimse.slimmify(network, torch.randn(1, 4, 6))
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpoint_that_would_lose_the_width_is_refused(reentrant):
     block = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4))
