@@ -263,7 +263,8 @@ function paintLive(own) {
   if (!frame) return
   const most = Math.round(1000 * LIVE_SECONDS / about.frame_ms)
   const average = own.frames.reduce((sum, [uf]) => sum + uf, 0) / own.frames.length
-  $('live-speech').value = frame[1]
+  $('live-speech-row').hidden = frame[1] === null
+  $('live-speech').value = frame[1] ?? 0
   $('live-speech-value').textContent = `${Math.round(100 * frame[1])} %`
   drawTrace($('live-trace'), own.frames.map(([uf]) => uf), about.ufs, most)
   $('live-status').textContent = `Average UF ${average.toFixed(2)}, noise ${frame[2].toFixed(0)} dBFS, ` +
