@@ -63,6 +63,7 @@ setup(
         "test": TEST,
         "live": ["sounddevice>=0.4"],
         "livekit": ["livekit>=1.1"],
+        "ray": ["ray[data]>=2.40"],
         "pipecat": ["pipecat-ai>=1.0"],
         "docs": DOCS,
         "dev": [*TEST, *DOCS, "ruff>=0.12", "mypy>=1.14"],

@@ -58,7 +58,7 @@ def build(folder: Path, uf: float = 0.125, weights: str = "dynamic-v1", runtime:
     shutil.copy(bundled_clip(), folder / "static" / "noisy.flac")
     (folder / "static" / "ort").mkdir(exist_ok=True)
     get_runtime(folder / "static" / "ort", runtime)
-    model = slimse.load(weights, backend="torch")
+    model = slimse.load(weights, backend="reference")
     path = folder / "static" / "model.onnx"
     print(export(model, path, uf).sentence())
     widths = profile(model).widths

@@ -66,9 +66,10 @@ export async function enhance(sound, setting, signal, progress) {
 }
 
 export function live(rate, setting, { block, report, closed }) {
-  let open = true, enabled = setting.enabled
+  let open = true, enabled = setting.enabled, underway = 0
   const answer = ask('live', {}, [], (found) => {
     if (!open) return
+    underway -= found.samples.length
     block(enabled ? found.samples : found.noisy)
     if (found.report) report({ ...found.report, frames: [[setting.uf, null, found.report.noise]] })
   })
@@ -76,7 +77,10 @@ export function live(rate, setting, { block, report, closed }) {
   report({ delay_ms: 1000 * notes.latency / notes.sample_rate })
   return {
     send(samples) {
-      if (open) worker.postMessage({ call: answer.call, kind: 'samples', samples }, [samples.buffer])
+      // Sound that has to wait for half a second would only be late.
+      if (!open || underway > rate / 2) return
+      underway += samples.length
+      worker.postMessage({ call: answer.call, kind: 'samples', samples }, [samples.buffer])
     },
     set(changes) { enabled = changes.enabled ?? enabled },
     close() {

@@ -40,16 +40,24 @@ export function live(rate, setting, { block, report, closed }) {
   address.protocol = address.protocol.replace('http', 'ws')
   const socket = new WebSocket(address)
   socket.binaryType = 'arraybuffer'
+  let underway = 0
   const open = () => socket.readyState === WebSocket.OPEN
   socket.onopen = () => socket.send(JSON.stringify({ rate, ...setting }))
   socket.onmessage = ({ data }) => {
     if (typeof data === 'string') report(JSON.parse(data))
-    else block(new Float32Array(data))
+    else {
+      underway -= data.byteLength / 4
+      block(new Float32Array(data))
+    }
   }
   socket.onclose = ({ reason, code }) => closed(reason || (code === 1000 ? '' : 'The server ended the connection.'))
   return {
-    // What the connection cannot take now would only be late.
-    send: (samples) => { if (open() && socket.bufferedAmount < 4 * rate) socket.send(samples) },
+    send(samples) {
+      // Sound that has to wait for half a second would only be late.
+      if (!open() || underway > rate / 2) return
+      underway += samples.length
+      socket.send(samples)
+    },
     set: (changes) => { if (open()) socket.send(JSON.stringify(changes)) },
     close: () => { socket.onclose = null; socket.close() },
   }
