@@ -4,8 +4,8 @@ import io
 import json
 import sys
 import threading
-import time
 from email.parser import BytesParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,7 +190,7 @@ def test_live_sound_is_that_of_a_live_streamer(model):
     ],
 )
 def test_live_sessions_that_are_ended(model, messages, code, words):
-    browser = client(model, idle_seconds=0.5 if code == 1008 else 10, ahead_seconds=2)
+    browser = client(model, idle_seconds=0.5 if words == "nothing came" else 60, ahead_seconds=2)
     with pytest.raises(WebSocketDisconnect) as end, browser.websocket_connect(LIVE) as socket:
         for message in messages:
             (socket.send_text if isinstance(message, str) else socket.send_bytes)(message)
@@ -202,13 +202,15 @@ def test_live_sessions_that_are_ended(model, messages, code, words):
     assert words in end.value.reason
 
 
-def test_so_many_live_sessions_at_once(model):
-    with client(model, sessions=1, session_seconds=0.2) as browser, browser.websocket_connect(LIVE) as first:
+def test_so_many_live_sessions_at_once(model, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with client(model, sessions=1) as browser, browser.websocket_connect(LIVE) as first:
         first.send_text('{"rate": 16000}')
         first.receive_text()
         with browser.websocket_connect(LIVE) as second:
             assert second.receive()["code"] == 1013
-        time.sleep(0.25)
+        now[0] = 1_000.0
         first.send_text("{}")
         assert first.receive()["code"] == 1000
         with browser.websocket_connect(LIVE) as third:

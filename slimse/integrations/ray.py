@@ -61,7 +61,7 @@ def enhance_files(
     rows = [{"source": os.path.abspath(job.source), "target": os.path.abspath(job.target)} for job in jobs]
     files = ray.data.from_items(rows, override_num_blocks=min(len(rows), 4 * workers))
     return files.map(
-        _Worker,
+        _Worker,  # type: ignore[arg-type]  # a class, made once per process
         fn_constructor_args=(settings,),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
