@@ -17,7 +17,11 @@ METRICS = [
 ONNX = ["onnx>=1.16", "onnxruntime>=1.17"]
 TRAIN = [*PLOT, *METRICS, "lightning>=2.6"]
 HUB = ["huggingface_hub>=0.25"]
-TEST = [*TRAIN, *HUB, *ONNX, "pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "hypothesis>=6"]
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "websockets>=13"]
+TEST = [
+    *(*TRAIN, *HUB, *ONNX, *SERVE, "httpx>=0.27"),
+    *("pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3.5", "hypothesis>=6"),
+]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 
 setup(
@@ -33,6 +37,7 @@ setup(
     package_data={
         "slimse": ["py.typed", "weights/*", "assets/*"],
         "slimse.ops": ["tuned/*.json"],
+        "slimse.serve": ["static/*"],
         "slimse.training": ["recipes/*.toml", "held_out.csv"],
     },
     install_requires=[
@@ -53,10 +58,12 @@ setup(
         "onnx": ONNX,
         "train": TRAIN,
         "hub": HUB,
+        "serve": SERVE,
         "tensorboard": ["tensorboard>=2.10"],
         "test": TEST,
         "live": ["sounddevice>=0.4"],
         "livekit": ["livekit>=1.1"],
+        "ray": ["ray[data]>=2.40"],
         "pipecat": ["pipecat-ai>=1.0"],
         "docs": DOCS,
         "dev": [*TEST, *DOCS, "ruff>=0.12", "mypy>=1.14"],

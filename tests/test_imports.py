@@ -20,7 +20,7 @@ LAYERS = (
     ("audio",),
     ("demo", "demo_page", "benchmark", "diagnosis"),
     ("evaluation", "training"),
-    ("report", "sharing", "corpus"),
+    ("report", "sharing", "corpus", "serve", "integrations.ray"),
     ("cli",),
 )
 """From the lowest up. A module imports those of its own layer and of lower ones."""

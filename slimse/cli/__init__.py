@@ -20,6 +20,7 @@ from .export import export
 from .live import live
 from .profile import profile
 from .report import report
+from .serve import serve
 from .terminal import be_quiet, close_streams, exit_on_signals, prepare_streams, say
 from .train import train
 
@@ -100,5 +101,5 @@ def _options(
     be_quiet(quiet)
 
 
-for command in (enhance, live, demo, evaluate, report, profile, export, train, bench, doctor):
+for command in (enhance, live, serve, demo, evaluate, report, profile, export, train, bench, doctor):
     app.command()(command)

@@ -1,0 +1,33 @@
+"""A corpus by Ray Data, in two processes of this machine."""
+
+import numpy as np
+import pytest
+import soundfile
+
+import slimse
+from slimse.corpus import Settings
+
+
+def test_two_workers_enhance_a_corpus(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs the extra slimse[ray]")
+    pytest.importorskip("ray.data", reason="needs the extra slimse[ray]")
+    from slimse.integrations.ray import enhance_files
+
+    monkeypatch.chdir(tmp_path)
+    noisy = {name: np.random.default_rng(seed).standard_normal(4_000) / 10 for seed, name in enumerate("abc")}
+    for name, samples in noisy.items():
+        soundfile.write(f"{name}.wav", samples, 16_000, subtype="FLOAT")
+    (tmp_path / "d.wav").write_text("no sound")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        settings = Settings("dynamic-v1", uf=0.125)
+        rows = enhance_files(["a.wav", "b.wav", "c.wav", "d.wav"], "clean", settings, workers=2).take_all()
+    finally:
+        ray.shutdown()
+    found = {row["source"][-5]: row for row in rows}
+    assert {name: row["status"] for name, row in found.items()} == {**dict.fromkeys("abc", "enhanced"), "d": "failed"}
+    assert "cannot be read" in found["d"]["error"] and found["a"]["seconds"] == 0.25
+    for name in noisy:
+        samples, rate = soundfile.read(f"{name}.wav", dtype="float32")
+        enhanced = soundfile.read(f"clean/{name}.wav", dtype="float32")[0]
+        assert np.abs(enhanced - slimse.enhance(samples, rate, 0.125)).max() < 1e-6
