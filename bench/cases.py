@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from roofline import CONFIG, Ceilings, Work, convolution, decoder_block, encoder_block, positions, recurrence
 from torch import Tensor, nn
 
+from bench.roofline import CONFIG, Ceilings, Work, convolution, decoder_block, encoder_block, positions, recurrence
 from slimse import SlimModel, ops
 from slimse.nn import PackedLSTM
 from slimse.profiling import profile

@@ -1,6 +1,6 @@
 """Check every kernel against its reference in float64, and a tick of `StreamBatch` as a CUDA graph against one without.
 
-    python bench/checks.py OP KIND
+    python -m bench.checks OP KIND
 
 runs the checks of one op in one number format on this machine's GPU, and prints a line of JSON for each; `gpu.py` runs
 them all, several at a time. ``model`` is the whole network of the paper, whose tiles are those of real use. Memory that

@@ -1,7 +1,7 @@
 """Check and time every kernel on this machine's GPU in a few minutes; `bench/gpu_run.sh` does it on a bare machine.
 
-    python bench/gpu.py --out DIR [--minutes 9.5]    # checks, times and report into DIR/<device>
-    python bench/gpu.py --out DIR --rehearse         # the same steps on a machine without a GPU; no time means anything
+    python -m bench.gpu --out DIR [--minutes 9.5]    # checks, times and report into DIR/<device>
+    python -m bench.gpu --out DIR --rehearse         # the same steps on a machine without a GPU; no time means anything
 
 The steps, one after the other, each cut off when its share of the time is used up: ceilings of the device; checks
 against float64 while all kernels are compiled, in many processes; times, in one process, in the order of `PASSES`;
@@ -29,14 +29,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import report
 import torch
-from cases import BLOCKS, MODEL, OPS, RECURRENT, UFS, Calls, Case, Setup, compiled, describe
-from checks import CHECKS, checks_of
-from device import Device, Gpu, Rehearsal, ceilings, measure
-from roofline import Ceilings, Work
-from scenarios import ROUTER, TICK, TRAINING
-from session import SHARES, Session, append, lines
+
+from bench import report
+from bench.cases import BLOCKS, MODEL, OPS, RECURRENT, UFS, Calls, Case, Setup, compiled, describe
+from bench.checks import CHECKS, checks_of
+from bench.device import Device, Gpu, Rehearsal, ceilings, measure
+from bench.roofline import Ceilings, Work
+from bench.scenarios import ROUTER, TICK, TRAINING
+from bench.session import SHARES, Session, append, lines
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = (*MODEL, *BLOCKS)

@@ -21,4 +21,4 @@ for wheel in wheels/*.whl; do
 done
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # What deterministic mode, which poisons memory in checks, asks for.
 echo "$(($(date +%s) - start)) s  installed"
-exec "$python" bench/gpu.py --out "$out" "$@"
+exec "$python" -m bench.gpu --out "$out" "$@"

@@ -1,6 +1,6 @@
 """How long a call of an op keeps the host busy, without a GPU: kernels are not launched, everything before is.
 
-    python bench/host.py
+    python -m bench.host
 
 prints, per op, microseconds of a forward call on kernels that keeps its gradient, which goes through the registered op,
 and of one that does not. What a CUDA driver adds to a launch is not in it.
@@ -18,9 +18,9 @@ from unittest import mock
 os.environ["TRITON_INTERPRET"] = "1"  # Before kernels are imported: they take tensors on the CPU then.
 
 import torch
-from checks import STEPS, arguments_of
 from slimse.kernels import launching
 
+from bench.checks import STEPS, arguments_of
 from slimse import ops
 from slimse.ops import launchers
 

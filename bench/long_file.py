@@ -1,6 +1,6 @@
 """Peak memory and speed of `slimse enhance` on a long file: it must not grow with the length.
 
-    python bench/long_file.py --hours 10
+    python -m bench.long_file --hours 10
 
 prints a line of JSON and exits with 1 if the enhancing process had more than 1 GB resident. The file is noise with
 the rhythm of speech, in a temporary folder (about 1.2 GB for 10 hours at 16 kHz, and as much for the result).

@@ -3,7 +3,7 @@
 One utterance and one recorded noise, both free to redistribute, at a fixed ratio. Run it from the root of the
 repository; the same inputs give the same file. ``slimse/assets/README.md`` credits the sources.
 
-    python bench/make_demo_clip.py --data ../shared/data
+    python -m bench.make_demo_clip --data ../shared/data
 """
 
 from __future__ import annotations

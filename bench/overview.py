@@ -1,6 +1,6 @@
 """Draw the picture at the top of the README: one clip, the widths that the router chose, and quality over cost.
 
-    python bench/overview.py [--clip FILE] [--budget 0.25] [--out docs/images/overview.png]
+    python -m bench.overview [--clip FILE] [--budget 0.25] [--out docs/images/overview.png]
 
 Scores are read from ``bench/results/quality.json`` (see ``bench/tables.py``). Needs matplotlib. Draw it again whenever
 the bundled weights change.
@@ -19,9 +19,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tables import QUALITY, ROOT
 
 import slimse
+from bench.tables import QUALITY, ROOT
 from slimse import SlimModel
 from slimse.demo import bundled_clip, spectrogram
 from slimse.profiling import profile

@@ -1,7 +1,7 @@
 """Does enhancement help a recogniser? Word error rates of noisy, enhanced and mixed speech at several SNRs.
 
     pip install pocketsphinx
-    python bench/recognition.py SPEECH NOISE --snr 0 5 10 --uf 0.125 1 --dry 0.5
+    python -m bench.recognition SPEECH NOISE --snr 0 5 10 --uf 0.125 1 --dry 0.5
 
 PocketSphinx brings its English model along. References are the transcripts beside the files, as LibriSpeech has them
 (``*.trans.txt``). Where a file has none, the reference is what the recogniser makes of the clean file: the rate then

@@ -1,8 +1,8 @@
 """Turn times into a Markdown report and plots.
 
-    python bench/report.py times.json --out DIR
+    python -m bench.report times.json --out DIR
 
-reads what ``pytest bench --benchmark-json=times.json`` or ``python bench/gpu.py`` wrote, and writes ``report.md``,
+reads what ``pytest bench --benchmark-json=times.json`` or ``python -m bench.gpu`` wrote, and writes ``report.md``,
 ``speedup.png`` and ``blocks.png``, and of live frames ``live.svg`` (these need matplotlib). A time on a GPU comes from
 a GPU, whose name the report bears; what is missing is called not measured.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cases import MIXTURE
+from bench.cases import MIXTURE
 
 NOT_MEASURED = "not measured"
 BASELINES = ("sliced", "compiled", "full", "masked", "onnx")

@@ -1,6 +1,6 @@
 """Compile every kernel in every configuration that the paper preset launches, ahead of time, without the target GPU.
 
-    python bench/resources.py --target sm_90
+    python -m bench.resources --target sm_90
 
 prints what each compiled kernel needs (registers, shared memory), the occupancy that these allow at most and the kind
 of its matrix instructions, and exits with 1 if any spills, does not fit, or (NVIDIA) multiplies half precision or TF32

@@ -1,6 +1,6 @@
 """Bytes and multiply-accumulates of each op, counted from shapes, and the least time that a device's ceilings allow.
 
-    python bench/roofline.py
+    python -m bench.roofline
 
 prints, for 64 clips of 4 s and the paper preset, the attainable speed-up of every block on an H200: its least time at
 UF 1 over its least time at the UF. It is arithmetic over named ceilings; nothing is measured.

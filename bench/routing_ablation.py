@@ -1,6 +1,6 @@
 """What the weights of `RoutingLoss` do: average use and shares of the UFs for several beta and gamma.
 
-    python bench/routing_ablation.py DATA --beta 0.1 1 10 --gamma 0 0.1 10
+    python -m bench.routing_ablation DATA --beta 0.1 1 10 --gamma 0 0.1 10
 
 The router learns alone, from what widths are worth frame by frame (`measured`, once for a set of
 mixtures): minutes on a CPU instead of hours. Each row varies one weight, the other one is that of the recipe. Shares

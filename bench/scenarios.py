@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import Calls, Case, Setup
-from roofline import CONFIG, Work
 
+from bench.cases import Calls, Case, Setup
+from bench.roofline import CONFIG, Work
 from slimse import PRESETS, SlimModel
 from slimse.serving import StreamBatch
 

@@ -1,8 +1,8 @@
 """The most live streams that one CPU thread or GPU carries: the largest N whose 99th percentile tick is under 8 ms.
 
-    python bench/serving.py --uf 0.25
-    python bench/serving.py --budget 0.25
-    python bench/serving.py --budget 0.25 --runtime eager --device cuda --at 10000
+    python -m bench.serving --uf 0.25
+    python -m bench.serving --budget 0.25
+    python -m bench.serving --budget 0.25 --runtime eager --device cuda --at 10000
 
 A tick is a frame of every stream (16 ms of sound); 8 ms leave half the time for all else. Ticks run back to back. The
 streams play the bundled noisy clip, each from a place of its own. With ``--budget`` the router of the bundled weights

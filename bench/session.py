@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 SHARES = {"ceilings": 0.06, "checks and compiling": 0.33, "times": 0.86, "profiles": 0.93, "more checks": 0.985}
 """Steps, and the share of the whole time that is over when each of them ends at the latest."""
 WORKERS = 14
@@ -53,10 +53,11 @@ class Session:
 
     def begin(self, step: str, *, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         """Start a process of a step; what it prints goes into a log."""
-        command = [*before, sys.executable, str(HERE / "gpu.py"), "--step", step, "--until", str(self.ends(step))]
+        command = [*before, sys.executable, "-m", "bench.gpu", "--step", step, "--until", str(self.ends(step))]
         with (self.folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(
-                [*command, "--out", str(self.folder), *self.options], stdout=log, stderr=log, start_new_session=True
+                [*command, "--out", str(self.folder.resolve()), *self.options],
+                **{"stdout": log, "stderr": log, "start_new_session": True, "cwd": ROOT},
             )
         self.running.append(process)
         return process
@@ -120,9 +121,11 @@ class Session:
         if shutil.which("compute-sanitizer"):
             tool = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
             command = [*tool, "--log-file", str(self.folder / "memcheck.txt"), sys.executable]
-            command += [str(HERE / "checks.py"), "slim_gru", "bf16"]
+            command += ["-m", "bench.checks", "slim_gru", "bf16"]
             with (self.folder / "log.txt").open("ab") as log_file:
-                started.append(subprocess.Popen(command, stdout=log_file, stderr=log_file, start_new_session=True))
+                started.append(
+                    subprocess.Popen(command, stdout=log_file, stderr=log_file, start_new_session=True, cwd=ROOT)
+                )
             self.running.append(started[-1])
         tools = [process.args[0] for process in started]  # type: ignore[index]
         self.say(f"{name} with {tools}", self.wait(name, started) if started else "no tools")

@@ -1,7 +1,7 @@
 """What the speech probability of a live stream is worth: area under the ROC curve against the clean signal's activity.
 
-    python bench/speech_activity.py
-    python bench/speech_activity.py --fit
+    python -m bench.speech_activity
+    python -m bench.speech_activity --fit
 
 A frame of 16 ms holds speech if its clean energy is within 35 dB of the loudest tenth of the file's frames. Frames of
 all mixtures are pooled. Beside the probability stand what the router of the same stream has in store: the width that it

@@ -1,10 +1,10 @@
 """Time of one live frame on one CPU thread, side by side with eager PyTorch and ONNX Runtime, in one run.
 
-    python bench/streaming.py                 # prints tables, about two minutes
-    python bench/streaming.py --json          # prints JSON
-    python bench/streaming.py --frames 225000 # adds the spread over an hour of sound, and what it does to memory
-    python bench/streaming.py --enhance 60    # adds `slimse enhance` on a folder, in one process and in two
-    python bench/streaming.py --inductor      # adds torch.compile
+    python -m bench.streaming                 # prints tables, about two minutes
+    python -m bench.streaming --json          # prints JSON
+    python -m bench.streaming --frames 225000 # adds the spread over an hour of sound, and what it does to memory
+    python -m bench.streaming --enhance 60    # adds `slimse enhance` on a folder, in one process and in two
+    python -m bench.streaming --inductor      # adds torch.compile
 
 Backends: ``torch`` is eager PyTorch on views of the weights, ``compiled`` the numba path, ``int8`` the same with
 int8 weights, ``onnx`` ONNX Runtime with one session per UF (needs onnx, onnxscript and onnxruntime), ``inductor``

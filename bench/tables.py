@@ -1,7 +1,7 @@
 """Write measured tables into the documents.
 
-    python bench/tables.py            # rewrite every table
-    python bench/tables.py --check    # change nothing; exit status 1 if a table is out of date
+    python -m bench.tables            # rewrite every table
+    python -m bench.tables --check    # change nothing; exit status 1 if a table is out of date
 
 A document asks for a table by a line ``<!-- table: NAME -->``; the table follows, up to ``<!-- end of table -->``.
 MACs are counted on the bundled weights as this script runs. Quality is read from ``bench/results/quality.json``, which
@@ -21,10 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from report import Times, summary
-from session import lines
-
 import slimse
+from bench.report import Times, summary
+from bench.session import lines
 from slimse.evaluation import METRICS
 from slimse.profiling import ModelProfile, profile
 

@@ -5,7 +5,8 @@ On a CPU a reduced set: one clip of half a second, float32, no compiled baseline
 
 import pytest
 import torch
-from cases import BLOCKS, MODEL, OPS, UFS, Setup, compiled, describe
+
+from bench.cases import BLOCKS, MODEL, OPS, UFS, Setup, compiled, describe
 
 ON_GPU = torch.cuda.is_available()
 IMPLEMENTATIONS = ("slimse", "sliced", "compiled", "full", "masked")

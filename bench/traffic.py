@@ -1,6 +1,6 @@
 """Bytes that the kernels of every block move, counted in Triton's interpreter with the tiles of an H100.
 
-    python bench/traffic.py
+    python -m bench.traffic
 
 prints, for 64 clips of 4 s in half precision, what all programs ask of the L2 cache and what has to come from memory or
 go there, per block and UF and for a router's mixture, and the least time that these and the products allow: a *floor*,
@@ -29,14 +29,15 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch
-from cases import MIXTURE
-from roofline import CONFIG, H200, Ceilings, decoder_block, encoder_block, positions
 from slimse.kernels import launching, overlap_add, slim_linear_glu, tiles, window_gemm
 from slimse.kernels.decoder_block import decoder_block_forward
 from slimse.kernels.encoder_block import encoder_block_forward
 from slimse.kernels.launching import FrameWidths, frame_orders
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
+
+from bench.cases import MIXTURE
+from bench.roofline import CONFIG, H200, Ceilings, decoder_block, encoder_block, positions
 
 H100 = Ceilings(3.0e12, H200.flops)
 """The same chip as an H200, less of a memory."""

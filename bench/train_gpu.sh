@@ -4,7 +4,7 @@
 #     bench/train_gpu.sh RECIPE MINUTES OUT [options of slimse train]
 #
 # wheels/*.whl      what the machine lacks: soundfile, cffi, pycparser, soxr
-# parts/part-*.zip  recordings, from `python bench/travel.py parts`; may come in several calls
+# parts/part-*.zip  recordings, from `python -m bench.travel parts`; may come in several calls
 # state/state-*     what an earlier call left in OUT; without it the run begins with the recipe's weights
 #
 # OUT/state-* is replaced every minute and at the end, OUT/train.log is the output. If a step does not fit the memory, or
@@ -29,16 +29,16 @@ done
 if ! "$python" -c 'import slimse.kernels' 2>/dev/null; then
     "$python" -m pip install --quiet --no-index --no-build-isolation --no-deps -e .
 fi
-"$python" bench/travel.py unpack parts "$work/data"
+"$python" -m bench.travel unpack parts "$work/data"
 if compgen -G 'state/state-*' >/dev/null && [ ! -e "$work/run/last.ckpt" ]; then
-    "$python" bench/travel.py unite state "$work/run"
+    "$python" -m bench.travel unite state "$work/run"
 fi
 valid=()
 [ -d "$work/data/valid/noisy" ] && valid=(--valid "$work/data/valid")
 say "ready: $("$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")')"
 
 keep() { # Only whole checkpoints: a half-written one fails to load, and the pieces before it stay.
-    [ -e "$work/run/last.ckpt" ] && "$python" bench/travel.py pack "$work/run" "$out" >/dev/null 2>&1 || true
+    [ -e "$work/run/last.ckpt" ] && "$python" -m bench.travel pack "$work/run" "$out" >/dev/null 2>&1 || true
     cp "$work/run/train.log" "$out/train.log"
 }
 while sleep 60; do keep; done &

@@ -1,9 +1,9 @@
 """What a training run takes to a machine without a network, and what it brings back, in files of a limited size.
 
-    python bench/travel.py parts ../shared/data parts       # here: part-00.zip and so on, of at most 44 MB each
-    python bench/travel.py unpack parts data                # there: data/train and data/valid
-    python bench/travel.py pack RUN OUT                     # there: state-0 and so on, of at most 15 MB each
-    python bench/travel.py unite OUT RUN                    # here: the run, to be gone on with or exported
+    python -m bench.travel parts ../shared/data parts       # here: part-00.zip and so on, of at most 44 MB each
+    python -m bench.travel unpack parts data                # there: data/train and data/valid
+    python -m bench.travel pack RUN OUT                     # there: state-0 and so on, of at most 15 MB each
+    python -m bench.travel unite OUT RUN                    # here: the run, to be gone on with or exported
 
 Parts hold the recordings as they are, in an order drawn by lot, so that a few of them make a smaller set of the same
 kind; what is held out stays here. A packed run is its last checkpoint, with momentum in bfloat16 as nothing else in it

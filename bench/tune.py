@@ -1,6 +1,6 @@
 """Look for faster launch parameters of the blocks on this machine's GPU.
 
-    python bench/tune.py --out DIR [--minutes 8]
+    python -m bench.tune --out DIR [--minutes 8]
 
 writes a table of `slimse.ops.tuning` into ``DIR``, which the package uses once it lies in ``slimse/ops/tuned``. The
 same command again goes on where it was stopped.
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import BLOCKS, Setup
-from checks import LIMITS, distance
-from device import Gpu, measure
 
+from bench.cases import BLOCKS, Setup
+from bench.checks import LIMITS, distance
+from bench.device import Gpu, measure
 from slimse.ops import tuning
 
 STEPS = {"block_t": (32, 64, 128), "block_h": (16, 32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)}

@@ -1,6 +1,6 @@
 """What `slimse.slimmify` makes of networks that nobody wrote for it: errors, MACs and times, side by side.
 
-    python bench/your_network.py && python bench/tables.py
+    python -m bench.your_network && python -m bench.tables
 
 The first writes bench/results/networks.json, the second puts its table into docs/your-network.md. Times are of one
 thread. Every call is timed between two of the plain network; its time over their mean is one ratio, and the median of
@@ -21,11 +21,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from networks import NETWORKS
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import slimse
+from bench.networks import NETWORKS
 
 UFS = (0.125, 0.25, 0.5, 1.0)
 FEWEST = 25

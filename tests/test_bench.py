@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,22 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import checks
-import gpu
 import numpy as np
 import pytest
-import report
-import roofline
-import serving
-import session
 import torch
-from cases import MIXTURE, Setup, compiled
 
+from bench import checks, gpu, report, roofline, serving, session
+from bench.cases import MIXTURE, Setup, compiled
 from slimse import PRESETS, SlimModel
 from slimse.profiling import profile
 from slimse.router import RouterConfig
 
-BENCH = Path(__file__).parents[1] / "bench"
+ROOT = Path(__file__).parents[1]
 ROUTED = replace(PRESETS["small"], router=RouterConfig(filters=8, kernel_size=48, stride=16, units=8, knots=4))
 
 
@@ -233,11 +227,10 @@ def test_least_time_of_the_model_is_the_sum_over_its_parts():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_nothing_is_measured(tmp_path):
     """Nor are the libraries for audio and the CPU wanted, which a machine for measuring may lack."""
-    hide = "import runpy, sys; sys.modules |= dict.fromkeys(('soundfile', 'soxr', 'numba')); sys.argv = sys.argv[1:]"
-    command = [sys.executable, "-c", f"{hide}; runpy.run_path(sys.argv[0], run_name='__main__')"]
-    environment = {**os.environ, "PYTHONPATH": str(BENCH)}
-    command += [BENCH / "gpu.py", "--out", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    hide = "import runpy, sys; sys.modules |= dict.fromkeys(('soundfile', 'soxr', 'numba')); sys.argv[0] = 'gpu'"
+    command = [sys.executable, "-c", f"{hide}; runpy.run_module('bench.gpu', run_name='__main__')"]
+    command += ["--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "no CUDA device" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -246,5 +239,5 @@ def test_without_a_gpu_nothing_is_measured(tmp_path):
 def test_the_report_command(tmp_path):
     times = tmp_path / "times.json"
     times.write_text(json.dumps({"benchmarks": [entry("slimse", 1.0, 8.0)]}))
-    subprocess.run([sys.executable, BENCH / "report.py", times, "--out", tmp_path], check=True)
+    subprocess.run([sys.executable, "-m", "bench.report", times, "--out", tmp_path], check=True, cwd=ROOT)
     assert "encoder 1" in (tmp_path / "report.md").read_text()

@@ -124,12 +124,12 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
 
 
 def test_tables_are_those_of_the_committed_results():
-    from tables import DOCUMENTS, filled, tables
+    from bench.tables import DOCUMENTS, filled, tables
 
     makers, found = tables(), ""
     for document in DOCUMENTS:
         text = (ROOT / document).read_text()
-        assert filled(text, makers) == text, f"{document}: run python bench/tables.py"
+        assert filled(text, makers) == text, f"{document}: run python -m bench.tables"
         found += text
     assert all(f"<!-- table: {name} -->" in found for name in makers)
     with pytest.raises(ValueError, match="nothing"):

@@ -10,8 +10,7 @@ import torch
 
 pytest.importorskip("lightning", reason="training needs the extra slimse[train]")
 
-import travel
-
+from bench import travel
 from slimse.training.held_out import held_out_speakers
 
 

@@ -1,6 +1,6 @@
 """Write every encoding of every container to a disk that is full at every place; nothing may be taken for done.
 
-    python bench/reliability/disk_full.py --step 211
+    python -m bench.reliability.disk_full --step 211
 
 The limit on the size of files stands in for the disk. ALAC is left out: libsndfile crashes where its own temporary file
 cannot grow, which the writer foresees from the free space alone. DWVW is left out: libsndfile cannot read its own.

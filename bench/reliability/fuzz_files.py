@@ -1,9 +1,9 @@
 """Coverage-guided fuzzing, by atheris, of what reads files: audio, checkpoints, recipes.
 
     pip install atheris
-    python bench/reliability/fuzz_files.py audio --seconds 120
-    python bench/reliability/fuzz_files.py checkpoint --seconds 120
-    python bench/reliability/fuzz_files.py recipe --seconds 120
+    python -m bench.reliability.fuzz_files audio --seconds 120
+    python -m bench.reliability.fuzz_files checkpoint --seconds 120
+    python -m bench.reliability.fuzz_files recipe --seconds 120
 
 Mutated files must be read, or be one `ValueError` that names the file. Anything else ends the run with the file that
 did it, which libFuzzer writes into the working folder. libsndfile and safetensors are not instrumented, the rest is.

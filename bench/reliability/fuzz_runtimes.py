@@ -1,6 +1,6 @@
 """Random networks, widths, levels, sounds and chunks through every runtime, against float64.
 
-    python bench/reliability/fuzz_runtimes.py --minutes 10
+    python -m bench.reliability.fuzz_runtimes --minutes 10
 
 Runtimes: ``offline`` is eager PyTorch on the whole signal. ``stream`` and ``compiled stream`` are a `Streamer` of the
 eager and of the compiled path, ``half`` the latter with weights rounded to float16. ``batch`` and ``compiled batch``
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sounds import KINDS, LEVELS, exact, make_sound
 
 import slimse
+from bench.reliability.sounds import KINDS, LEVELS, exact, make_sound
 from slimse import ModelConfig, SlimDemucsConfig, SlimModel, Streamer
 from slimse.serving import StreamBatch
 

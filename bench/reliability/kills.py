@@ -1,9 +1,9 @@
 """Kill a command at random moments: no half-written file under its name, nothing left running, a rerun completes.
 
-    python bench/reliability/kills.py enhance --times 100
-    python bench/reliability/kills.py evaluate --times 100
-    python bench/reliability/kills.py train --times 100
-    python bench/reliability/kills.py export --times 100
+    python -m bench.reliability.kills enhance --times 100
+    python -m bench.reliability.kills evaluate --times 100
+    python -m bench.reliability.kills train --times 100
+    python -m bench.reliability.kills export --times 100
 
 Each time a process runs the command, with one worker process or none, and gets SIGKILL, SIGTERM or SIGINT at a moment
 drawn from its usual duration; one that ended before does not count. Then all of its processes must end; each file that

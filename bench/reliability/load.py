@@ -1,6 +1,6 @@
 """A batch of streams under load: streams join, leave, fail and overrun for an hour of sound.
 
-    python bench/reliability/load.py --minutes 60
+    python -m bench.reliability.load --minutes 60
 
 Every stream that is admitted is also fed, alone and at the UFs that the batch ran it at, to a `Streamer`. What the two
 give must be equal, and as long as what went in. Meanwhile others hand in samples that are not finite, or leave in the
@@ -17,9 +17,9 @@ from collections import Counter
 
 import numpy as np
 import torch
-from sounds import KINDS, LEVELS, RATE, make_sound
 
 import slimse
+from bench.reliability.sounds import KINDS, LEVELS, RATE, make_sound
 from slimse import Streamer
 from slimse.deadline import DeadlineController
 from slimse.serving import StreamBatch

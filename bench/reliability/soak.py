@@ -1,7 +1,7 @@
 """Hours of sound through one live stream, which must stay what it was, as fast and as small.
 
-    python bench/reliability/soak.py --runtime numba --hours 24
-    python bench/reliability/soak.py --runtime eager --hours 2
+    python -m bench.reliability.soak --runtime numba --hours 24
+    python -m bench.reliability.soak --runtime eager --hours 2
 
 Chunks, widths, budgets, kinds of sound and levels are drawn at random. Every ``--every`` minutes of sound, a window is
 compared: its start with the network in float64 from the stream's own state (``exact``: rounding), and its last five
@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sounds import KINDS, LEVELS, RATE, Sound, exact, make_sound
 
 import slimse
+from bench.reliability.sounds import KINDS, LEVELS, RATE, Sound, exact, make_sound
 from slimse.networks.state import tree_map
 from slimse.serving import StreamBatch
 from slimse.testing import relative_error

@@ -23,7 +23,7 @@ KNOWN: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
 """Kernels that spill, by target and number format; of those that `--quick` builds, the list is complete."""
 LENGTHS = """
 import json
-from resources import DTYPES, TARGETS, Cases, compiling
+from bench.resources import DTYPES, TARGETS, Cases, compiling
 
 found = {}
 for batch, frames in ((3, 151), (3, 160), (5, 256), (16, 257)):
@@ -41,14 +41,14 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run Python where kernels are compiled, not interpreted."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     return subprocess.run(
-        [sys.executable, *command], env=environment, cwd=ROOT / "bench", capture_output=True, text=True, check=False
+        [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     """What `bench/resources.py --quick` compiled."""
-    done = run("resources.py", "--quick", "--json")
+    done = run("-m", "bench.resources", "--quick", "--json")
     assert done.returncode in (0, 1), done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -90,7 +90,7 @@ def test_tiles_of_input_skip_and_weight_fit_the_shared_memory_of_amd(dtype, prec
 @pytest.mark.parametrize("dtype", ["fp32", "tf32", "tf32x3", "bf16", "fp16"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_shipped_configuration(target, dtype):
-    done = run("resources.py", "--target", target, "--dtype", dtype, "--summary", "--json")
+    done = run("-m", "bench.resources", "--target", target, "--dtype", dtype, "--summary", "--json")
     assert done.returncode in (0, 1), done.stderr
     found = json.loads(done.stdout)
     assert found["kernels"] > 100

@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("triton")
 
-import checks
 from slimse.kernels import launching, recurrence
 
+from bench import checks
 from slimse import ops
 from slimse.ops import launchers, registration, verdicts
 from slimse.ops.registry import SPECS

@@ -8,13 +8,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-import checks
-import gpu
-import session
-import tune
-from device import Rehearsal
 from slimse.kernels.launching import BlockConfig
 
+from bench import checks, gpu, session, tune
+from bench.device import Rehearsal
 from slimse.ops import launchers, tuning
 
 

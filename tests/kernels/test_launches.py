@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-import checks
 from slimse.kernels import launching, tiles
 
+from bench import checks
 from slimse import SlimModel, ops, width
 from slimse.ops import registration
 from slimse.ops.registry import SPECS

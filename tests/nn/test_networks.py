@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
-from networks import NETWORKS, EveryLayer, TfNetwork
 
 import slimse
+from bench.networks import NETWORKS, EveryLayer, TfNetwork
 from slimse.nn import SlimLayer
 from slimse.slimmify.leaves import LEAVES
 

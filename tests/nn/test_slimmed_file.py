@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from networks import EveryLayer, TfNetwork
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import slimse
+from bench.networks import EveryLayer, TfNetwork
 
 
 class Heads(nn.Module):

@@ -42,8 +42,9 @@ while line := sys.stdin.readline():
 else:
     sys.exit()
 os.setsid()
-# A shell in the background hands on that SIGINT is ignored; a command that someone sits at has it.
+# A shell in the background hands on that signals are ignored; a command that someone sits at has them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 for path, number in ((trial["out"], 1), (trial["error"], 2)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
 exec(trial["before"])

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from load import Service
 
+from bench.reliability.load import Service
 from slimse import SlimModel
 
 

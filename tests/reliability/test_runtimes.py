@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from fuzz_runtimes import random_network, trial
-from sounds import KINDS, make_sound
 
+from bench.reliability.fuzz_runtimes import random_network, trial
+from bench.reliability.sounds import KINDS, make_sound
 from slimse import SlimDemucsConfig, SlimModel, Streamer
 
 ODD_GROUPS = SlimDemucsConfig(hidden=12, depth=1, kernel_size=4, stride=4, resample=1, groups=2)

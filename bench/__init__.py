@@ -1,0 +1,1 @@
+"""Measurements: times, work, quality and reliability. Run them from the repository, as ``python -m bench.NAME``."""

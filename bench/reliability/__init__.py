@@ -1,0 +1,1 @@
+"""Long trials: soak, kills, load and fuzzing."""
