@@ -120,12 +120,12 @@ def flat_result(value):
     return torch.utils._pytree.tree_leaves(value)
 
 
-def test_torch_finds_nothing_to_object_to(case):
+def test_opcheck(case):
     op, flat = registered(*case)
     assert set(torch.library.opcheck(op, flat).values()) == {"SUCCESS"}
 
 
-def test_gradients_are_those_of_differences(case):
+def test_gradcheck(case):
     op, flat = registered(*case)
     assert torch.autograd.gradcheck(op, flat, fast_mode=True)
 
@@ -158,7 +158,7 @@ def test_compiled_in_one_graph(widest_case):
         torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs)
 
 
-def test_exported_and_run_again(widest_case):
+def test_export_and_run_again(widest_case):
     name, arguments = widest_case
 
     class Layer(torch.nn.Module):
