@@ -50,7 +50,7 @@ class TcnConfig(SlimmedConfig):
     hidden: int = 24
 
 
-@register("tcn", TcnConfig)
+@register("test-tcn", TcnConfig)
 class SlimTcn(SlimmedNetwork):
     """The network in streams."""
 
