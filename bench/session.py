@@ -57,7 +57,10 @@ class Session:
         with (self.folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(
                 [*command, "--out", str(self.folder.resolve()), *self.options],
-                **{"stdout": log, "stderr": log, "start_new_session": True, "cwd": ROOT},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=ROOT,
             )
         self.running.append(process)
         return process
