@@ -23,6 +23,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def start(arguments: list[str], log: Path) -> int:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException as error:
-        print(f"Traceback of {error!r}", flush=True)
+    except BaseException:
+        traceback.print_exc()
         status = 70
     os._exit(status)
 
@@ -173,8 +174,8 @@ def trial(
     missing = expected.keys() - files(out, tuple(_SUFFIXES[command.name])).keys()
     wrong += [f"missing after the rerun: {name}" for name in sorted(missing)]
     wrong += [f"left behind: {path.name}" for path in out.rglob("*.part")]
-    if b"Traceback" in log.read_bytes():
-        wrong.append("a traceback: " + log.read_text(errors="replace").strip().splitlines()[-1])
+    if "Traceback" in (said := log.read_text(errors="replace")):
+        wrong.append("a traceback: " + said[said.index("Traceback") :].strip())
     return struck, wrong
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +19,7 @@ from .live import live
 from .profile import profile
 from .report import report
 from .serve import serve
-from .terminal import be_quiet, close_streams, exit_on_signals, prepare_streams, say
+from .terminal import be_quiet, close_streams, end_interrupted, exit_on_signals, prepare_streams, say
 from .train import train
 
 _USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError)
@@ -48,18 +46,11 @@ class _Commands(TyperGroup):
             close_streams()
 
     def invoke(self, ctx: Any) -> Any:
-        with exit_on_signals():
-            return self._invoke(ctx)
-
-    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            # The process ends now. Another Ctrl-C must interrupt neither what is said nor Python's own end.
-            with suppress(ValueError):
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-            say("interrupted")
-            ctx.exit(128 + signal.SIGINT)
+            # Here, as click has words and a status of its own for it.
+            end_interrupted()
         except (*_USER_ERRORS, OSError) as error:
             if ctx.params["traceback"]:
                 raise
@@ -70,7 +61,17 @@ class _Commands(TyperGroup):
             ctx.exit(2 if isinstance(error, _USER_ERRORS) else 1)
 
 
-app = typer.Typer(
+class _App(typer.Typer):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command that the arguments ask for; a signal ends it cleanly from the first moment on."""
+        with exit_on_signals():
+            try:
+                return super().__call__(*args, **kwargs)
+            except KeyboardInterrupt:
+                end_interrupted()
+
+
+app = _App(
     cls=_Commands,
     help="Real-time speech enhancement with input-adaptive compute.",
     no_args_is_help=True,

@@ -6,15 +6,19 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
 _CLEANING_UP = 1.0
-"""Seconds after a Ctrl-C in which another one is ignored."""
+"""Seconds after a signal in which another one is ignored."""
+_AGAIN = 0.01
+"""Seconds until a signal that was dropped is sent again."""
 
 
 def a_path(text: str | Path) -> Path:
@@ -70,22 +74,53 @@ def close_streams() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def end_interrupted() -> NoReturn:
+    """End the process as after Ctrl-C. Another one interrupts neither what is said nor Python's own end."""
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    say("interrupted")
+    raise SystemExit(128 + signal.SIGINT)
+
+
+def _send(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):
+        # To the main thread, which may be waiting for something.
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
+
+
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the command as Ctrl-C does, by an exception, so that it cleans up.
 
-    A Ctrl-C within a second of the one before is ignored, as it would interrupt the cleaning up.
+    A signal within a second of the one before is ignored, as it would interrupt the cleaning up.
     """
-    last = -math.inf
+    last, report = -math.inf, sys.unraisablehook
 
     def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    def interrupt(number: int, frame: object) -> None:
         nonlocal last
         before, last = last, time.monotonic()
-        if last - before > _CLEANING_UP:
+        if last - before <= _CLEANING_UP:
+            return
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        """Send a signal again whose exception Python dropped, as it does in the callback of a weak reference."""
+        nonlocal last
+        error = lost.exc_value
+        if isinstance(error, KeyboardInterrupt):
+            number = int(signal.SIGINT)
+        elif isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+            number = error.code - 128
+        else:
+            report(lost)
+            return
+        last = -math.inf
+        # Later, as here it would be dropped, too.
+        threading.Timer(_AGAIN, _send, (number,)).start()
 
     # Python allows handlers in the main thread alone, and a caller's own stay.
     usual = {"SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL, "SIGINT": signal.default_int_handler}
@@ -94,10 +129,12 @@ def exit_on_signals() -> Iterator[None]:
         for name in usual.keys() & set(dir(signal)):
             number = getattr(signal, name)
             if signal.getsignal(number) == usual[name]:
-                kept[number] = signal.signal(number, interrupt if name == "SIGINT" else leave)
+                kept[number] = signal.signal(number, leave)
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number, handler in kept.items():
             # What ends the process may have it ignored.
             if signal.getsignal(number) != signal.SIG_IGN:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import slimse
 from slimse import SlimModel
 from slimse.cli import app
 from slimse.cli.loading import make_ready
+from slimse.cli.terminal import exit_on_signals
 
 SERVER = """
 import json, os, signal, sys
@@ -169,6 +171,29 @@ def test_ctrl_c_again_and_again_is_one_line(run, server, noise, tmp_path):
             time.sleep(0.002)
     assert process.end() == (130, "", "slimse: interrupted\n")
     assert not list((tmp_path / "out").glob("*.wav"))
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_python_drops_comes_again(number, error, capfd):
+    class Module:
+        """Something with a weak reference, as the locks of imports have."""
+
+    def dropped(_):
+        """Take the signal here, where an exception goes nowhere."""
+        signal.raise_signal(number)
+        time.sleep(0)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(error), exit_on_signals():
+            module = Module()
+            reference = weakref.ref(module, dropped)
+            del module
+            time.sleep(30)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert reference() is None
+    assert capfd.readouterr() == ("", "")
 
 
 class Compiling:
