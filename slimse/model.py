@@ -11,7 +11,6 @@ from .config import PRESETS, ModelConfig
 from .hub import Pretrained
 from .networks import FrameGeometry, NetworkConfig
 from .networks.base import build_network
-from .networks.state import check_part, named_parts
 from .nn import LevelState, RunningLevel
 from .ops import check_backend
 from .router import NO_ROUTER, Router, RouterState
@@ -358,44 +357,3 @@ class SlimModel(Pretrained, nn.Module):
 def _deviation(level: tuple[Tensor, ...]) -> Tensor:
     """Of the whole signal, given or as far as it is known: ``[B, 1]``."""
     return level[0] if len(level) == 1 else level[0].sqrt()
-
-
-def check_state(model: SlimModel, state: object, pending: object, rows: int) -> None:
-    """Make sure that a saved state, which may be damaged, is one of ``rows`` streams of this model.
-
-    Args:
-        model: that shall go on from it.
-        state: to check.
-        pending: samples that do not fill a frame yet, ``[rows, n]``.
-        rows: number of streams.
-
-    Raises:
-        ValueError: for another type, shape or dtype, a value that is not finite, or a number of samples that no stream
-            has between two frames; the message names the part and what was expected.
-    """
-    if not isinstance(state, ModelState):
-        raise ValueError(f"state.model is a {type(state).__name__}: expected a ModelState")
-    samples, first, hop = state.samples, model.geometry.first, model.geometry.hop
-    whole = isinstance(samples, int) and (samples == 0 or (samples >= first and (samples - first) % hop == 0))
-    if not whole or not 0 <= samples < 2**62:
-        raise ValueError(f"state.samples = {samples!r}: expected 0, or {first} and a multiple of {hop} more")
-    expected = _state_like(model, state, samples, rows)
-    for name, part, like in named_parts(state, expected):
-        check_part(name, part, tuple(like.shape), like.dtype)
-    most = first - 1 if samples == 0 else hop - 1
-    length = pending.shape[1] if isinstance(pending, Tensor) and pending.ndim == 2 else 0
-    check_part("state.pending", pending, (rows, min(length, most)), torch.float32)
-
-
-def _state_like(model: SlimModel, state: ModelState, samples: int, rows: int) -> ModelState:
-    """A sound state after as many samples: its sizes settle with the first output."""
-    given = model.config.level == "signal" and isinstance(state.level, tuple) and len(state.level) == 1
-    fresh = model.initial_state(rows, 1.0 if given else None)
-    if not samples:
-        return fresh
-    geometry = model.geometry
-    frames = min(1 + (samples - geometry.first) // geometry.hop, geometry.silent + 2)
-    with torch.no_grad():
-        length = geometry.first + (frames - 1) * geometry.hop
-        like = next(model.parameters()).new_zeros(rows, length, dtype=torch.float32)
-        return model.step(like, fresh, model.ufs[0])[1]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .deadline import DeadlineController
-from .model import ModelState, SlimModel, check_state
+from .model import ModelState, SlimModel
+from .networks.state import check_part, named_parts
 from .runtimes import choose
 from .runtimes.base import WEIGHTS, Options
 from .width import UF, AnyUF, Budget, Request
@@ -144,7 +145,7 @@ class Streamer:
         if not isinstance(state, StreamerState):
             raise ValueError(f"state is a {type(state).__name__}: expected what `state` gave")
         self._checked(state.uf, state.budget)
-        check_state(self.model, state.model, state.pending, self._rows)
+        _check_state(self.model, state.model, state.pending, self._rows)
         self._restore(state)
 
     def _restore(self, state: StreamerState) -> None:
@@ -244,3 +245,44 @@ class Streamer:
         tensor = out if isinstance(out, Tensor) else torch.from_numpy(out)
         # What `Tensor.to` finds out too, only later.
         return tensor if kind is None and out is not tensor else tensor.to(*(kind[::-1] if kind else ("cpu", _FLOAT32)))
+
+
+def _check_state(model: SlimModel, state: object, pending: object, rows: int) -> None:
+    """Make sure that a saved state, which may be damaged, is one of ``rows`` streams of this model.
+
+    Args:
+        model: that shall go on from it.
+        state: to check.
+        pending: samples that do not fill a frame yet, ``[rows, n]``.
+        rows: number of streams.
+
+    Raises:
+        ValueError: for another type, shape or dtype, a value that is not finite, or a number of samples that no stream
+            has between two frames; the message names the part and what was expected.
+    """
+    if not isinstance(state, ModelState):
+        raise ValueError(f"state.model is a {type(state).__name__}: expected a ModelState")
+    samples, first, hop = state.samples, model.geometry.first, model.geometry.hop
+    whole = isinstance(samples, int) and (samples == 0 or (samples >= first and (samples - first) % hop == 0))
+    if not whole or not 0 <= samples < 2**62:
+        raise ValueError(f"state.samples = {samples!r}: expected 0, or {first} and a multiple of {hop} more")
+    expected = _state_like(model, state, samples, rows)
+    for name, part, like in named_parts(state, expected):
+        check_part(name, part, tuple(like.shape), like.dtype)
+    most = first - 1 if samples == 0 else hop - 1
+    length = pending.shape[1] if isinstance(pending, Tensor) and pending.ndim == 2 else 0
+    check_part("state.pending", pending, (rows, min(length, most)), torch.float32)
+
+
+def _state_like(model: SlimModel, state: ModelState, samples: int, rows: int) -> ModelState:
+    """A sound state after as many samples: its sizes settle with the first output."""
+    given = model.config.level == "signal" and isinstance(state.level, tuple) and len(state.level) == 1
+    fresh = model.initial_state(rows, 1.0 if given else None)
+    if not samples:
+        return fresh
+    geometry = model.geometry
+    frames = min(1 + (samples - geometry.first) // geometry.hop, geometry.silent + 2)
+    with torch.no_grad():
+        length = geometry.first + (frames - 1) * geometry.hop
+        like = next(model.parameters()).new_zeros(rows, length, dtype=torch.float32)
+        return model.step(like, fresh, model.ufs[0])[1]
