@@ -13,7 +13,7 @@ from ..hub import DEFAULT
 from .terminal import a_path, is_quiet, note, say
 
 if TYPE_CHECKING:
-    from ..evaluation import Interval
+    from ..evaluation import Interval, Report
     from ..evaluation.results import Width
 
 
@@ -33,6 +33,41 @@ def _check_output(path: Path | None) -> None:
         raise ValueError(f"{path.absolute().parent} is not a folder: expected an existing one for {path.name}")
     if path is not None and path.is_dir():
         raise ValueError(f"{path} is a folder: expected a file to write")
+
+
+def _show(report: Report, scored: int, title: str, differences: dict[Width, dict[str, Interval]]) -> None:
+    """Print all tables; ``title`` is that of the differences, if there are any."""
+    from rich.console import Console
+
+    from ..evaluation import Dynamic
+    from ..evaluation.routing import line_distances
+    from ..evaluation.tables import difference_table, score_table
+
+    console = Console()
+    console.print(score_table(report, scored))
+    for failure in report.failures:
+        say(f"left out: {failure.reason}")
+    for remark in report.notes():
+        console.print(f"* {remark}", style="yellow", highlight=False, markup=False)
+    distances: dict[Width, dict[str, Interval]] = {
+        Dynamic(budget): rows for budget, rows in line_distances(report).items()
+    }
+    if distances:
+        console.print(difference_table("Above the line between the fixed widths, at equal MACs", report, distances))
+    if differences:
+        console.print(difference_table(title, report, differences))
+
+
+def _plain(differences: dict[Width, dict[str, Interval]]) -> list[dict[str, Any]]:
+    """Differences as JSON holds them."""
+    from ..evaluation import Dynamic
+    from ..evaluation.results import budget_of
+
+    return [
+        {"budget": budget_of(uf), "uf": None if isinstance(uf, Dynamic) else uf}
+        | {name: found._asdict() for name, found in row.items() if not math.isnan(found.mean)}
+        for uf, row in differences.items()
+    ]
 
 
 def evaluate(
@@ -73,10 +108,8 @@ def evaluate(
     from rich.progress import Progress
 
     from ..checkpoint import load
-    from ..evaluation import DEFAULT_METRICS, Dynamic, check_metrics, evaluate_pairs, find_pairs
-    from ..evaluation.results import budget_of
-    from ..evaluation.routing import line_distances, summarise
-    from ..evaluation.tables import difference_table, score_table
+    from ..evaluation import DEFAULT_METRICS, check_metrics, evaluate_pairs, find_pairs
+    from ..evaluation.routing import summarise
 
     _check_output(csv)
     _check_output(json)
@@ -98,29 +131,13 @@ def evaluate(
             jobs=jobs,
             progress=lambda done: bar.update(task, completed=done),
         )
-    console = Console()
-    console.print(score_table(report, len(pairs) - len(report.failures)))
-    for failure in report.failures:
-        say(f"left out: {failure.reason}")
-    for remark in report.notes():
-        console.print(f"* {remark}", style="yellow", highlight=False, markup=False)
-    distances: dict[Width, dict[str, Interval]] = {
-        Dynamic(budget): rows for budget, rows in line_distances(report).items()
-    }
-    if distances:
-        console.print(difference_table("Above the line between the fixed widths, at equal MACs", report, distances))
     differences = {} if earlier is None else report.differences(earlier)
-    if differences:
-        console.print(difference_table(f"Better than in {against}", report, differences))
+    _show(report, len(pairs) - len(report.failures), f"Better than in {against}", differences)
     about: dict[str, Any] = {"noisy": str(noisy), "clean": str(clean), "weights": None, "config": None}
     if model is not None:
         about |= {"weights": weights, "config": model.config.to_dict(), "routing": summarise(report)}
     if differences:
-        about["differences"] = [
-            {"budget": budget_of(uf), "uf": None if isinstance(uf, Dynamic) else uf}
-            | {name: found._asdict() for name, found in row.items() if not math.isnan(found.mean)}
-            for uf, row in differences.items()
-        ]
+        about["differences"] = _plain(differences)
     if csv is not None:
         report.write_csv(csv)
         note(f"wrote {csv}")
