@@ -19,7 +19,7 @@ from .width import UF, AnyUF, Budget, Request, Schedule, WidthSet
 
 
 class ModelState(NamedTuple):
-    """All that streams remember between two steps; every tensor has the streams on axis 0.
+    """The state of streams between two steps; every tensor has the streams on axis 0.
 
     It is a value: `SlimModel.step` returns a new one and leaves the old as it was. Copy it, save it (`torch.save`), go
     back to it.
@@ -135,7 +135,7 @@ class SlimModel(Pretrained, nn.Module):
         return self.finish(x, self._whole_state(x, deviation, request), *request).unsqueeze(1)
 
     def _whole_state(self, x: Tensor, deviation: Tensor | None, request: Request) -> ModelState:
-        """`initial_state` for whole signals, with nothing in the place of zeros that nobody has to write."""
+        """`initial_state` for whole signals, without the zeros that one call does not need."""
         none = x.new_empty(len(x), 0, dtype=self._signal_dtype)
         running = LevelState(none, none, none) if self.config.level == "running" else ()
         level = running if deviation is None else (deviation,)
@@ -202,10 +202,10 @@ class SlimModel(Pretrained, nn.Module):
     def decide(
         self, samples: Tensor, state: ModelState, frames: int, budget: Budget, *, shared: bool = False
     ) -> tuple[Tensor, ModelState]:
-        """What the router says of the next frames, from the samples that a stream has when it computes them.
+        """Let the router choose the UFs of the next frames, from the samples that a stream has when it computes them.
 
         Args:
-            samples: what the next `step` or `finish` takes, ``[B, n]``.
+            samples: ``[B, n]``, which the next `step` or `finish` will take.
             state: what it starts from. It is not changed.
             frames: that it will run.
             budget: a number or ``[B]``.
@@ -270,7 +270,7 @@ class SlimModel(Pretrained, nn.Module):
     def finish(
         self, samples: Tensor, state: ModelState, uf: AnyUF | None = None, budget: Budget | None = None
     ) -> Tensor:
-        """End ``B`` streams: enhance the last samples, and all that was still on its way.
+        """End ``B`` streams: enhance the last samples, and return all outputs that are still missing.
 
         Args:
             samples: ``[B, n]``, what came after the last `step`; may be empty.

@@ -41,10 +41,11 @@ torch.serialization.add_safe_globals([StreamerState])
 
 
 class Streamer:
-    """Feed any number of samples, get back those that are ready.
+    """Enhance a live signal in chunks of any length.
 
-    The outputs of all `feed` calls and of `flush`, one after the other, are as long as the input, aligned with it,
-    and equal to ``model(whole_signal)`` up to rounding. Output ``n`` is ready once input ``n + latency`` has come in.
+    `feed` takes samples and returns those that are ready; `flush` returns the rest. Together they are as long as the
+    input, aligned with it, and equal to ``model(whole_signal)`` up to rounding. Output ``n`` is ready once input
+    ``n + latency`` has come in.
 
     Args:
         model: a causal `SlimModel`.
@@ -53,14 +54,15 @@ class Streamer:
         streams: number of parallel streams, whose chunks are ``[streams, n]``; None for one stream of ``[n]``.
         shared: the router decides for all streams alike, as for the channels of one recording.
         input_std: deviation of the whole signal, for models that normalise; see `SlimModel.initial_state`.
-        runtime: as of `SlimModel`, None for the model's own. Compiled runtimes have the weights of this moment.
+        runtime: as of `SlimModel`, None for the model's own. Compiled runtimes copy the weights now and ignore later
+            changes.
         max_load: share of real time that processing may take, up to 1; above it, frames run at narrower widths than
             asked for until it falls (see `DeadlineController`). None for no limit.
-        clock: gives seconds, to measure that.
+        clock: returns the time in seconds; measures the load.
         weights: how a compiled runtime keeps the weights: ``"float32"``, ``"float16"`` or ``"int8"`` (one scale per
-            output). The latter two are faster and may round: float16 by about 1e-3, more for some networks
-            (docs/reliability.md), int8 by about 1e-2. None for float16 where it holds every weight exactly, as for
-            those of `load`, and float32 elsewhere.
+            output). float16 and int8 are faster and less exact: the relative error is about 1e-3 for float16, more for
+            some networks (docs/reliability.md), and about 1e-2 for int8. None takes float16 where it represents every
+            weight exactly, as the bundled ones, and float32 elsewhere.
         live: ``sample_rate``, ``channels``, ``block``, ``dtype``, ``enabled`` or ``strength``: any of them makes this a
             `slimse.live.LiveStreamer`, which works at any rate and gives back as many samples as it takes.
 
@@ -134,7 +136,7 @@ class Streamer:
 
     @property
     def state(self) -> StreamerState:
-        """The stream as it is now, a value: set it on a streamer of the same model to go on from here.
+        """The stream as it is now, as a value. Set it on a streamer of the same model to continue from here.
 
         It can be saved with `torch.save`, and set any number of times.
         """
@@ -161,7 +163,7 @@ class Streamer:
         self._kind: _Kind = None
 
     def feed(self, chunk: Chunk, uf: AnyUF | None = None, budget: Budget | None = None) -> Chunk:
-        """Take samples, give back those that are ready.
+        """Take samples and return those that are ready.
 
         Args:
             chunk: ``[n]``, or ``[streams, n]``; floating point, numpy or torch, any ``n``, 0 included.
@@ -275,7 +277,7 @@ def _check_state(model: SlimModel, state: object, pending: object, rows: int) ->
 
 
 def _state_like(model: SlimModel, state: ModelState, samples: int, rows: int) -> ModelState:
-    """A sound state after as many samples: its sizes settle with the first output."""
+    """A valid state after that many samples; sizes are constant from the first output on."""
     given = model.config.level == "signal" and isinstance(state.level, tuple) and len(state.level) == 1
     fresh = model.initial_state(rows, 1.0 if given else None)
     if not samples:

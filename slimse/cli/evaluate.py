@@ -77,9 +77,7 @@ def evaluate(
     ],
     weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.", show_default=True)] = DEFAULT,
     uf: Annotated[list[float] | None, typer.Option(help="UF to score; repeatable. Default: all of the model.")] = None,
-    budget: Annotated[
-        list[float] | None, typer.Option(help="Budget of the router to score; repeatable. UFs are scored too.")
-    ] = None,
+    budget: Annotated[list[float] | None, typer.Option(help="Budget to score, besides the UFs; repeatable.")] = None,
     noisy_only: Annotated[bool, typer.Option("--noisy-only", help="Score the noisy input, without a model.")] = False,
     metrics: Annotated[str, typer.Option(help="Comma-separated names of scores. Default: all but distillmos.")] = "",
     csv: Annotated[
@@ -92,15 +90,15 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first N pairs only.")] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", parser=a_path, help="A report of --json to print the differences from."),
+        typer.Option(metavar="JSON", parser=a_path, help="An earlier report of --json to compare with."),
     ] = None,
 ) -> None:
-    """Score noisy and enhanced speech against clean speech, per UF: PESQ, STOI, ESTOI, SI-SDR, DNSMOS P.808 and OVRL.
+    """Score noisy and enhanced speech against clean speech.
 
-    Files are matched by name, whatever their suffix, and compared at 16 kHz in mono, each as a whole. PESQ is wide-band
-    (P.862.2); SI-SDR is of zero-mean signals, in dB, and means are of the dB; DistillMOS is an extra. Behind the ± are
-    half widths of 95 % bootstrap intervals over files. Budgets are compared with the line between the fixed widths at
-    equal MACs, all counted.
+    For each UF: PESQ (wide-band, P.862.2), STOI, ESTOI, SI-SDR (zero-mean, in dB), DNSMOS P.808 and OVRL; DistillMOS
+    on request. Files of one name are a pair, whatever their suffix, and are compared whole, at 16 kHz, in mono. Behind
+    the ± are half widths of 95 % bootstrap intervals over files. A budget is compared with the line between the fixed
+    widths at equal MACs; those of the router count.
 
     Exit status: 0 if all pairs were scored, 1 if some were not, 2 if none was.
     """
