@@ -32,9 +32,10 @@ from typing import Any
 import torch
 
 from bench import report
-from bench.cases import BLOCKS, MODEL, OPS, RECURRENT, UFS, Calls, Case, Setup, compiled, describe
+from bench.cases import BLOCKS, MODEL, OPS, RECURRENT, UFS, Calls, Case, compiled, describe
 from bench.checks import CHECKS, checks_of
 from bench.device import Device, Gpu, Rehearsal, ceilings, measure
+from bench.points import Setup
 from bench.roofline import Ceilings, Work
 from bench.scenarios import ROUTER, TICK, TRAINING
 from bench.session import SHARES, Session, append, lines

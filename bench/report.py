@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.cases import MIXTURE
+from bench.points import MIXTURE
 
 NOT_MEASURED = "not measured"
 BASELINES = ("sliced", "compiled", "full", "masked", "onnx")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench.cases import Calls, Case, Setup
+from bench.cases import Calls, Case
+from bench.points import Setup
 from bench.roofline import CONFIG, Work
 from slimse import PRESETS, SlimModel
 from slimse.serving import StreamBatch

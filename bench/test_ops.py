@@ -6,7 +6,8 @@ On a CPU a reduced set: one clip of half a second, float32, no compiled baseline
 import pytest
 import torch
 
-from bench.cases import BLOCKS, MODEL, OPS, UFS, Setup, compiled, describe
+from bench.cases import BLOCKS, MODEL, OPS, UFS, compiled, describe
+from bench.points import Setup
 
 ON_GPU = torch.cuda.is_available()
 IMPLEMENTATIONS = ("slimse", "sliced", "compiled", "full", "masked")

@@ -36,7 +36,7 @@ from slimse.kernels.launching import FrameWidths, frame_orders
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
-from bench.cases import MIXTURE
+from bench.points import MIXTURE
 from bench.roofline import CONFIG, H200, Ceilings, decoder_block, encoder_block, positions
 
 H100 = Ceilings(3.0e12, H200.flops)

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-from bench.cases import BLOCKS, Setup
+from bench.cases import BLOCKS
 from bench.checks import LIMITS, distance
 from bench.device import Gpu, measure
+from bench.points import Setup
 from slimse.ops import tuning
 
 STEPS = {"block_t": (32, 64, 128), "block_h": (16, 32, 64), "num_warps": (4, 8), "num_stages": (2, 3, 4)}

@@ -16,7 +16,7 @@ class FrameRouter(nn.Module):
     """Choose a UF for every frame of a noisy signal, for `slimse.at` around the call of a slimmed network.
 
     It is the router of `slimse.SlimModel` on the signal divided by its running level. It knows no network:
-    a frame is ``hop`` samples, of which it has heard all when it chooses.
+    a frame is ``hop`` samples, all of which it has when it chooses.
 
     Args:
         hop: samples per frame, a multiple of ``config.stride``.

@@ -40,7 +40,7 @@ SPEECH_SLOPE, SPEECH_PLACE = 0.1, -15.4
 
 
 class Frame(NamedTuple):
-    """What is known of 16 ms of a live signal."""
+    """UF, speech and noise of 16 ms of a live signal."""
 
     uf: float
     """Width at which the network ran."""
@@ -51,14 +51,14 @@ class Frame(NamedTuple):
 
 
 class LiveStreamer:
-    """Enhance a live signal: every `feed` gives back as many samples as it takes, `delay` samples late.
+    """Enhance a live signal: every `feed` returns as many samples as it takes, `delay` samples late.
 
     ``Streamer(model, sample_rate=48_000, ...)`` makes one too. The first `delay` samples are silence; from then on,
-    the output is what `slimse.enhance` makes of the signal: exactly at the model's own rate, else up to the shorter
-    filters of live use. Memory does not grow.
+    the output is that of `slimse.enhance`. At other rates than the model's it differs slightly, as the resampling
+    filters of live use are shorter. Memory does not grow.
 
-    - The network runs at its own rate. What that cannot carry, above 8 kHz, is the input's, lowered like the top of the
-      network's band, as in files; gains come every 4 ms and follow the sound by 9 ms, so that they cost no delay.
+    - The network runs at its own rate. Sound above that band (8 kHz) is the input's, lowered like the top of
+      the band, as in files. This gain changes every 4 ms and lags 9 ms behind the sound, so that it adds no delay.
     - Several channels share widths and, as in files, one spectral mask, which adds 27 ms at most.
 
     Args:
@@ -69,7 +69,7 @@ class LiveStreamer:
         channels: None for one signal ``[n]``, or a number for ``[channels, n]``.
         block: samples per channel of every chunk. It makes the delay as short as that size allows; None allows any.
         dtype: of input and output: ``"float32"``, full scale 1, or ``"int16"``.
-        enabled: False puts out the input, as late. It may change at any time.
+        enabled: False returns the input with the same delay. It may change at any time.
         strength: share of the enhanced signal in the output, 0 to 1. It may change at any time.
         runtime: as of `Streamer`, like ``weights``, ``max_load`` and ``clock``.
         max_load: see there.
@@ -167,12 +167,12 @@ class LiveStreamer:
 
     @property
     def frames(self) -> list[Frame]:
-        """What the last `feed` found out: of the sound that it made ready, 16 ms each; often none."""
+        """Facts on the sound that the last `feed` made ready, one `Frame` per 16 ms; often empty."""
         return self._frames
 
     @property
     def frame(self) -> Frame:
-        """The latest of them."""
+        """The latest `Frame`."""
         return self._frame
 
     def reset(self) -> None:
@@ -201,7 +201,7 @@ class LiveStreamer:
         *,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Take samples, give back as many, `delay` samples older.
+        """Take samples and return as many, `delay` samples older.
 
         Args:
             chunk: ``[n]`` or ``[channels, n]``, of ``dtype``; ``n`` is ``block`` if there is one.

@@ -11,7 +11,6 @@ from .config import PRESETS, ModelConfig
 from .hub import Pretrained
 from .networks import FrameGeometry, NetworkConfig
 from .networks.base import build_network
-from .networks.state import check_part, named_parts
 from .nn import LevelState, RunningLevel
 from .ops import check_backend
 from .router import NO_ROUTER, Router, RouterState
@@ -20,7 +19,7 @@ from .width import UF, AnyUF, Budget, Request, Schedule, WidthSet
 
 
 class ModelState(NamedTuple):
-    """All that streams remember between two steps; every tensor has the streams on axis 0.
+    """The state of streams between two steps; every tensor has the streams on axis 0.
 
     It is a value: `SlimModel.step` returns a new one and leaves the old as it was. Copy it, save it (`torch.save`), go
     back to it.
@@ -136,7 +135,7 @@ class SlimModel(Pretrained, nn.Module):
         return self.finish(x, self._whole_state(x, deviation, request), *request).unsqueeze(1)
 
     def _whole_state(self, x: Tensor, deviation: Tensor | None, request: Request) -> ModelState:
-        """`initial_state` for whole signals, with nothing in the place of zeros that nobody has to write."""
+        """`initial_state` for whole signals, without the zeros that one call does not need."""
         none = x.new_empty(len(x), 0, dtype=self._signal_dtype)
         running = LevelState(none, none, none) if self.config.level == "running" else ()
         level = running if deviation is None else (deviation,)
@@ -203,10 +202,10 @@ class SlimModel(Pretrained, nn.Module):
     def decide(
         self, samples: Tensor, state: ModelState, frames: int, budget: Budget, *, shared: bool = False
     ) -> tuple[Tensor, ModelState]:
-        """What the router says of the next frames, from the samples that a stream has when it computes them.
+        """Let the router choose the UFs of the next frames, from the samples that a stream has when it computes them.
 
         Args:
-            samples: what the next `step` or `finish` takes, ``[B, n]``.
+            samples: ``[B, n]``, which the next `step` or `finish` will take.
             state: what it starts from. It is not changed.
             frames: that it will run.
             budget: a number or ``[B]``.
@@ -271,7 +270,7 @@ class SlimModel(Pretrained, nn.Module):
     def finish(
         self, samples: Tensor, state: ModelState, uf: AnyUF | None = None, budget: Budget | None = None
     ) -> Tensor:
-        """End ``B`` streams: enhance the last samples, and all that was still on its way.
+        """End ``B`` streams: enhance the last samples, and return all outputs that are still missing.
 
         Args:
             samples: ``[B, n]``, what came after the last `step`; may be empty.
@@ -358,44 +357,3 @@ class SlimModel(Pretrained, nn.Module):
 def _deviation(level: tuple[Tensor, ...]) -> Tensor:
     """Of the whole signal, given or as far as it is known: ``[B, 1]``."""
     return level[0] if len(level) == 1 else level[0].sqrt()
-
-
-def check_state(model: SlimModel, state: object, pending: object, rows: int) -> None:
-    """Make sure that a saved state, which may be damaged, is one of ``rows`` streams of this model.
-
-    Args:
-        model: that shall go on from it.
-        state: to check.
-        pending: samples that do not fill a frame yet, ``[rows, n]``.
-        rows: number of streams.
-
-    Raises:
-        ValueError: for another type, shape or dtype, a value that is not finite, or a number of samples that no stream
-            has between two frames; the message names the part and what was expected.
-    """
-    if not isinstance(state, ModelState):
-        raise ValueError(f"state.model is a {type(state).__name__}: expected a ModelState")
-    samples, first, hop = state.samples, model.geometry.first, model.geometry.hop
-    whole = isinstance(samples, int) and (samples == 0 or (samples >= first and (samples - first) % hop == 0))
-    if not whole or not 0 <= samples < 2**62:
-        raise ValueError(f"state.samples = {samples!r}: expected 0, or {first} and a multiple of {hop} more")
-    expected = _state_like(model, state, samples, rows)
-    for name, part, like in named_parts(state, expected):
-        check_part(name, part, tuple(like.shape), like.dtype)
-    most = first - 1 if samples == 0 else hop - 1
-    length = pending.shape[1] if isinstance(pending, Tensor) and pending.ndim == 2 else 0
-    check_part("state.pending", pending, (rows, min(length, most)), torch.float32)
-
-
-def _state_like(model: SlimModel, state: ModelState, samples: int, rows: int) -> ModelState:
-    """A sound state after as many samples: its sizes settle with the first output."""
-    given = model.config.level == "signal" and isinstance(state.level, tuple) and len(state.level) == 1
-    fresh = model.initial_state(rows, 1.0 if given else None)
-    if not samples:
-        return fresh
-    geometry = model.geometry
-    frames = min(1 + (samples - geometry.first) // geometry.hop, geometry.silent + 2)
-    with torch.no_grad():
-        length = geometry.first + (frames - 1) * geometry.hop
-        like = next(model.parameters()).new_zeros(rows, length, dtype=torch.float32)
-        return model.step(like, fresh, model.ufs[0])[1]

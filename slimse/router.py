@@ -61,20 +61,18 @@ class RouterState(NamedTuple):
 
 
 class Router(nn.Module):
-    """Strided convolution, ReLU, diagonal GRU, pointwise convolution to the width that is wanted.
+    """Predict a width per frame: strided convolution, ReLU, diagonal GRU, pointwise convolution.
 
     Every frame takes ``hop`` new samples. The rectified outputs of the windows among them are averaged and
     compressed by ``log1p``: what the recurrent layer sees are levels of bands in a logarithmic measure, so that a
     change of level moves them all alike, and the ratio of loud to soft that tells speech from noise stays. The
     initial weights of the convolution are windowed cosines and sines at mel-spaced frequencies.
 
-    What comes out is one number per frame, the width that is wanted, in octaves; the logit of a UF falls with the
-    square of its distance from it. So UFs are in order: what wants more takes the next one. With a logit of its own
-    for each, a router learnt to jump over those between, though width brings less and less: two UFs far apart are worth
-    less than one between them that costs the same.
+    The output is one number per frame, the predicted width in octaves. The logit of a UF falls with the square of its
+    distance from it (an ordinal head), so that neighbouring UFs follow each other. docs/design-notes.md says why.
 
     The budget conditions the biases of the recurrent layer and of the width: both are tables over budgets, evenly
-    spaced in octaves and read by linear interpolation. The width that is wanted begins at the budget.
+    spaced in octaves and read by linear interpolation. Before training, the predicted width is the budget.
 
     Args:
         config: sizes.

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .deadline import DeadlineController
-from .model import ModelState, SlimModel, check_state
+from .model import ModelState, SlimModel
+from .networks.state import check_part, named_parts
 from .runtimes import choose
 from .runtimes.base import WEIGHTS, Options
 from .width import UF, AnyUF, Budget, Request
@@ -40,10 +41,11 @@ torch.serialization.add_safe_globals([StreamerState])
 
 
 class Streamer:
-    """Feed any number of samples, get back those that are ready.
+    """Enhance a live signal in chunks of any length.
 
-    The outputs of all `feed` calls and of `flush`, one after the other, are as long as the input, aligned with it,
-    and equal to ``model(whole_signal)`` up to rounding. Output ``n`` is ready once input ``n + latency`` has come in.
+    `feed` takes samples and returns those that are ready; `flush` returns the rest. Together they are as long as the
+    input, aligned with it, and equal to ``model(whole_signal)`` up to rounding. Output ``n`` is ready once input
+    ``n + latency`` has come in.
 
     Args:
         model: a causal `SlimModel`.
@@ -52,14 +54,15 @@ class Streamer:
         streams: number of parallel streams, whose chunks are ``[streams, n]``; None for one stream of ``[n]``.
         shared: the router decides for all streams alike, as for the channels of one recording.
         input_std: deviation of the whole signal, for models that normalise; see `SlimModel.initial_state`.
-        runtime: as of `SlimModel`, None for the model's own. Compiled runtimes have the weights of this moment.
+        runtime: as of `SlimModel`, None for the model's own. Compiled runtimes copy the weights now and ignore later
+            changes.
         max_load: share of real time that processing may take, up to 1; above it, frames run at narrower widths than
             asked for until it falls (see `DeadlineController`). None for no limit.
-        clock: gives seconds, to measure that.
+        clock: returns the time in seconds; measures the load.
         weights: how a compiled runtime keeps the weights: ``"float32"``, ``"float16"`` or ``"int8"`` (one scale per
-            output). The latter two are faster and may round: float16 by about 1e-3, more for some networks
-            (docs/reliability.md), int8 by about 1e-2. None for float16 where it holds every weight exactly, as for
-            those of `load`, and float32 elsewhere.
+            output). float16 and int8 are faster and less exact: the relative error is about 1e-3 for float16, more for
+            some networks (docs/reliability.md), and about 1e-2 for int8. None takes float16 where it represents every
+            weight exactly, as the bundled ones, and float32 elsewhere.
         live: ``sample_rate``, ``channels``, ``block``, ``dtype``, ``enabled`` or ``strength``: any of them makes this a
             `slimse.live.LiveStreamer`, which works at any rate and gives back as many samples as it takes.
 
@@ -133,7 +136,7 @@ class Streamer:
 
     @property
     def state(self) -> StreamerState:
-        """The stream as it is now, a value: set it on a streamer of the same model to go on from here.
+        """The stream as it is now, as a value. Set it on a streamer of the same model to continue from here.
 
         It can be saved with `torch.save`, and set any number of times.
         """
@@ -144,7 +147,7 @@ class Streamer:
         if not isinstance(state, StreamerState):
             raise ValueError(f"state is a {type(state).__name__}: expected what `state` gave")
         self._checked(state.uf, state.budget)
-        check_state(self.model, state.model, state.pending, self._rows)
+        _check_state(self.model, state.model, state.pending, self._rows)
         self._restore(state)
 
     def _restore(self, state: StreamerState) -> None:
@@ -160,7 +163,7 @@ class Streamer:
         self._kind: _Kind = None
 
     def feed(self, chunk: Chunk, uf: AnyUF | None = None, budget: Budget | None = None) -> Chunk:
-        """Take samples, give back those that are ready.
+        """Take samples and return those that are ready.
 
         Args:
             chunk: ``[n]``, or ``[streams, n]``; floating point, numpy or torch, any ``n``, 0 included.
@@ -244,3 +247,44 @@ class Streamer:
         tensor = out if isinstance(out, Tensor) else torch.from_numpy(out)
         # What `Tensor.to` finds out too, only later.
         return tensor if kind is None and out is not tensor else tensor.to(*(kind[::-1] if kind else ("cpu", _FLOAT32)))
+
+
+def _check_state(model: SlimModel, state: object, pending: object, rows: int) -> None:
+    """Make sure that a saved state, which may be damaged, is one of ``rows`` streams of this model.
+
+    Args:
+        model: that shall go on from it.
+        state: to check.
+        pending: samples that do not fill a frame yet, ``[rows, n]``.
+        rows: number of streams.
+
+    Raises:
+        ValueError: for another type, shape or dtype, a value that is not finite, or a number of samples that no stream
+            has between two frames; the message names the part and what was expected.
+    """
+    if not isinstance(state, ModelState):
+        raise ValueError(f"state.model is a {type(state).__name__}: expected a ModelState")
+    samples, first, hop = state.samples, model.geometry.first, model.geometry.hop
+    whole = isinstance(samples, int) and (samples == 0 or (samples >= first and (samples - first) % hop == 0))
+    if not whole or not 0 <= samples < 2**62:
+        raise ValueError(f"state.samples = {samples!r}: expected 0, or {first} and a multiple of {hop} more")
+    expected = _state_like(model, state, samples, rows)
+    for name, part, like in named_parts(state, expected):
+        check_part(name, part, tuple(like.shape), like.dtype)
+    most = first - 1 if samples == 0 else hop - 1
+    length = pending.shape[1] if isinstance(pending, Tensor) and pending.ndim == 2 else 0
+    check_part("state.pending", pending, (rows, min(length, most)), torch.float32)
+
+
+def _state_like(model: SlimModel, state: ModelState, samples: int, rows: int) -> ModelState:
+    """A valid state after that many samples; sizes are constant from the first output on."""
+    given = model.config.level == "signal" and isinstance(state.level, tuple) and len(state.level) == 1
+    fresh = model.initial_state(rows, 1.0 if given else None)
+    if not samples:
+        return fresh
+    geometry = model.geometry
+    frames = min(1 + (samples - geometry.first) // geometry.hop, geometry.silent + 2)
+    with torch.no_grad():
+        length = geometry.first + (frames - 1) * geometry.hop
+        like = next(model.parameters()).new_zeros(rows, length, dtype=torch.float32)
+        return model.step(like, fresh, model.ufs[0])[1]

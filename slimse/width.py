@@ -39,7 +39,7 @@ Budget: TypeAlias = float | Sequence[float] | NDArray[Any] | Tensor
 
 
 class Request(NamedTuple):
-    """What frames shall run at: either UFs, or what the router chooses for a budget. Exactly one of the two is set."""
+    """The widths that a caller asked for: UFs, or a budget for the router. Exactly one of the two is set."""
 
     uf: UF | None
     budget: Tensor | None
@@ -65,7 +65,7 @@ LevelWidth: TypeAlias = Width | FrameWidths
 
 
 def by_position(width: LevelWidth, positions: int) -> Width:
-    """The same with a number for each of ``positions``, if it goes by frames."""
+    """The width as a number for each of ``positions``, where it is a `FrameWidths`; others as they are."""
     return width.positions(positions) if isinstance(width, FrameWidths) else width
 
 
@@ -102,8 +102,8 @@ def channels(uf: UF, full: int) -> Any:
         full: channels of the layer.
 
     Returns:
-        ``ceil(full * uf)``: an ``int``, or int64 of the shape of ``uf``. What rounding adds to a product that is a
-        whole number (0.14 of 50) is not rounded up, so that a number and a tensor give the same.
+        ``ceil(full * uf)``: an ``int``, or int64 of the shape of ``uf``. A product that is whole but for rounding
+        (0.14 of 50) is not rounded up, so that a number and a tensor give the same.
     """
     if isinstance(uf, Tensor):
         return (uf.double() * full * _ROUNDING).ceil().long()
@@ -203,7 +203,7 @@ class WidthSet(tuple[float, ...]):
         return hit.to(torch.int8).argmax(-1)
 
     def _check_all(self, uf: Tensor, found: Tensor) -> None:
-        """Raise unless all are ``found``. On a GPU nobody waits for the answer: the kernel that looks fails."""
+        """Raise unless all are ``found``. On a GPU a kernel asserts it later, so that the host need not wait."""
         if not _readable(found):
             torch._assert_async(found.all(), f"a uf is not one of this model's widths {tuple(self)}")
         elif not bool(found.all()):
@@ -245,12 +245,12 @@ class WidthSet(tuple[float, ...]):
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether its values are at hand: to read one from a GPU is to wait for all that it has still to do."""
+    """Whether its values can be read without waiting for a GPU."""
     return tensor.device.type == "cpu"
 
 
 def _table(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A few numbers on a device, brought there once: a CUDA graph cannot, and each time would wait for the GPU."""
+    """A few numbers on a device, copied once: a CUDA graph cannot copy them, and each copy would wait for the GPU."""
     if torch.compiler.is_compiling() or detect_fake_mode() is not None:
         return torch.tensor(values, device=device, dtype=dtype)
     return _kept_table(values, device, dtype)

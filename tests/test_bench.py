@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from bench import checks, gpu, report, roofline, serving, session
-from bench.cases import MIXTURE, Setup, compiled
+from bench.cases import compiled
+from bench.points import MIXTURE, Setup
 from slimse import PRESETS, SlimModel
 from slimse.profiling import profile
 from slimse.router import RouterConfig

@@ -21,7 +21,10 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Turns of all runtimes and widths: more are steadier.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time every runtime at every width on this machine, on one thread, in under a minute."""
+    """Time every runtime at every width on this machine.
+
+    It takes under a minute, on one thread.
+    """
     from rich.console import Console
 
     from ..benchmark import benchmark as measure

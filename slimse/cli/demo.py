@@ -41,7 +41,7 @@ def demo(
     weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.")] = DEFAULT,
     force: Annotated[bool, typer.Option("--force", help="Replace files of an earlier demo.")] = False,
 ) -> None:
-    """Write noisy and enhanced sound at each UF and by the router, and a page to hear and see it."""
+    """Enhance a clip at each UF, and write a page to hear and see it."""
     from rich.console import Console
 
     from ..checkpoint import load

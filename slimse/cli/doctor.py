@@ -12,7 +12,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     recheck: Annotated[bool, typer.Option("--recheck", help="Check GPU kernels again.")] = False,
 ) -> None:
-    """Say what SlimSE can run on here, what it cannot and why, and whether compiled path and kernels are ready."""
+    """Say what runs on this machine, and why something does not.
+
+    It also tells whether the compiled path and the kernels are ready.
+    """
     from rich.console import Console
     from rich.table import Table
 

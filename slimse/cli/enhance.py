@@ -118,7 +118,8 @@ def enhance(
         float | None, typer.Option(help="Width of the network: smaller is faster, larger is better. Default: 1.")
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Mean width; the router chooses that of every 16 ms by how hard the sound is.")
+        float | None,
+        typer.Option(help="Target mean width. The router picks the width of every 16 ms: more where it helps."),
     ] = None,
     quality: Annotated[
         Quality | None, typer.Option(help="Budget in a word: low is 0.15, balanced 0.3, high 0.75.")
@@ -128,26 +129,26 @@ def enhance(
         str | None, typer.Option(metavar="DB", help="Lower noise by no more than this, e.g. 12dB.")
     ] = None,
     weights: Annotated[str, typer.Option(help="Name of bundled weights, or a .safetensors file.")] = DEFAULT,
-    device: Annotated[
-        str, typer.Option(help="Where to compute: cpu, cuda, or several for processes to take in turn: cuda:0,cuda:1.")
-    ] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or several, one per process in turn: cuda:0,cuda:1.")] = "cpu",
     jobs: Annotated[
         int | None,
         typer.Option(help="Files at the same time, each in a process with one thread. Default: one per device.", min=1),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave outputs that are there and whole; go on where a run ended.")
+        bool, typer.Option("--skip-existing", help="Skip outputs that exist and are complete, to resume a run.")
     ] = False,
     results: Annotated[
         Path | None,
         typer.Option(metavar="FILE", parser=a_path, help="Write a CSV row per file: length, levels, average UF."),
     ] = None,
     dnsmos: Annotated[
-        bool, typer.Option("--dnsmos", help="Estimate DNSMOS of each output, for --results: takes a second a file.")
+        bool, typer.Option("--dnsmos", help="Add DNSMOS of each output to --results; takes a second per file.")
     ] = False,
 ) -> None:
-    """Remove noise from audio files of any format, sample rate and number of channels.
+    """Remove noise from audio files.
+
+    They may have any format, sample rate and number of channels.
 
     Exit status: 0 if all files were enhanced, 1 if some were not, 2 if nothing was tried, 130 after Ctrl-C.
     """

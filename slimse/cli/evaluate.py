@@ -13,7 +13,7 @@ from ..hub import DEFAULT
 from .terminal import a_path, is_quiet, note, say
 
 if TYPE_CHECKING:
-    from ..evaluation import Interval
+    from ..evaluation import Interval, Report
     from ..evaluation.results import Width
 
 
@@ -35,6 +35,41 @@ def _check_output(path: Path | None) -> None:
         raise ValueError(f"{path} is a folder: expected a file to write")
 
 
+def _show(report: Report, scored: int, title: str, differences: dict[Width, dict[str, Interval]]) -> None:
+    """Print all tables; ``title`` is that of the differences, if there are any."""
+    from rich.console import Console
+
+    from ..evaluation import Dynamic
+    from ..evaluation.routing import line_distances
+    from ..evaluation.tables import difference_table, score_table
+
+    console = Console()
+    console.print(score_table(report, scored))
+    for failure in report.failures:
+        say(f"left out: {failure.reason}")
+    for remark in report.notes():
+        console.print(f"* {remark}", style="yellow", highlight=False, markup=False)
+    distances: dict[Width, dict[str, Interval]] = {
+        Dynamic(budget): rows for budget, rows in line_distances(report).items()
+    }
+    if distances:
+        console.print(difference_table("Above the line between the fixed widths, at equal MACs", report, distances))
+    if differences:
+        console.print(difference_table(title, report, differences))
+
+
+def _plain(differences: dict[Width, dict[str, Interval]]) -> list[dict[str, Any]]:
+    """Differences as JSON holds them."""
+    from ..evaluation import Dynamic
+    from ..evaluation.results import budget_of
+
+    return [
+        {"budget": budget_of(uf), "uf": None if isinstance(uf, Dynamic) else uf}
+        | {name: found._asdict() for name, found in row.items() if not math.isnan(found.mean)}
+        for uf, row in differences.items()
+    ]
+
+
 def evaluate(
     noisy: Annotated[Path, typer.Argument(metavar="NOISY_DIR", parser=a_path, help="Folder of noisy files.")],
     clean: Annotated[
@@ -42,9 +77,7 @@ def evaluate(
     ],
     weights: Annotated[str, typer.Option(help="Bundled weights, or a .safetensors file.", show_default=True)] = DEFAULT,
     uf: Annotated[list[float] | None, typer.Option(help="UF to score; repeatable. Default: all of the model.")] = None,
-    budget: Annotated[
-        list[float] | None, typer.Option(help="Budget of the router to score; repeatable. UFs are scored too.")
-    ] = None,
+    budget: Annotated[list[float] | None, typer.Option(help="Budget to score, besides the UFs; repeatable.")] = None,
     noisy_only: Annotated[bool, typer.Option("--noisy-only", help="Score the noisy input, without a model.")] = False,
     metrics: Annotated[str, typer.Option(help="Comma-separated names of scores. Default: all but distillmos.")] = "",
     csv: Annotated[
@@ -57,15 +90,15 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first N pairs only.")] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", parser=a_path, help="A report of --json to print the differences from."),
+        typer.Option(metavar="JSON", parser=a_path, help="An earlier report of --json to compare with."),
     ] = None,
 ) -> None:
-    """Score noisy and enhanced speech against clean speech, per UF: PESQ, STOI, ESTOI, SI-SDR, DNSMOS P.808 and OVRL.
+    """Score noisy and enhanced speech against clean speech.
 
-    Files are matched by name, whatever their suffix, and compared at 16 kHz in mono, each as a whole. PESQ is wide-band
-    (P.862.2); SI-SDR is of zero-mean signals, in dB, and means are of the dB; DistillMOS is an extra. Behind the ± are
-    half widths of 95 % bootstrap intervals over files. Budgets are compared with the line between the fixed widths at
-    equal MACs, all counted.
+    For each UF: PESQ (wide-band, P.862.2), STOI, ESTOI, SI-SDR (zero-mean, in dB), DNSMOS P.808 and OVRL; DistillMOS
+    on request. Files of one name are a pair, whatever their suffix, and are compared whole, at 16 kHz, in mono. Behind
+    the ± are half widths of 95 % bootstrap intervals over files. A budget is compared with the line between the fixed
+    widths at equal MACs; those of the router count.
 
     Exit status: 0 if all pairs were scored, 1 if some were not, 2 if none was.
     """
@@ -73,10 +106,8 @@ def evaluate(
     from rich.progress import Progress
 
     from ..checkpoint import load
-    from ..evaluation import DEFAULT_METRICS, Dynamic, check_metrics, evaluate_pairs, find_pairs
-    from ..evaluation.results import budget_of
-    from ..evaluation.routing import line_distances, summarise
-    from ..evaluation.tables import difference_table, score_table
+    from ..evaluation import DEFAULT_METRICS, check_metrics, evaluate_pairs, find_pairs
+    from ..evaluation.routing import summarise
 
     _check_output(csv)
     _check_output(json)
@@ -98,29 +129,13 @@ def evaluate(
             jobs=jobs,
             progress=lambda done: bar.update(task, completed=done),
         )
-    console = Console()
-    console.print(score_table(report, len(pairs) - len(report.failures)))
-    for failure in report.failures:
-        say(f"left out: {failure.reason}")
-    for remark in report.notes():
-        console.print(f"* {remark}", style="yellow", highlight=False, markup=False)
-    distances: dict[Width, dict[str, Interval]] = {
-        Dynamic(budget): rows for budget, rows in line_distances(report).items()
-    }
-    if distances:
-        console.print(difference_table("Above the line between the fixed widths, at equal MACs", report, distances))
     differences = {} if earlier is None else report.differences(earlier)
-    if differences:
-        console.print(difference_table(f"Better than in {against}", report, differences))
+    _show(report, len(pairs) - len(report.failures), f"Better than in {against}", differences)
     about: dict[str, Any] = {"noisy": str(noisy), "clean": str(clean), "weights": None, "config": None}
     if model is not None:
         about |= {"weights": weights, "config": model.config.to_dict(), "routing": summarise(report)}
     if differences:
-        about["differences"] = [
-            {"budget": budget_of(uf), "uf": None if isinstance(uf, Dynamic) else uf}
-            | {name: found._asdict() for name, found in row.items() if not math.isnan(found.mean)}
-            for uf, row in differences.items()
-        ]
+        about["differences"] = _plain(differences)
     if csv is not None:
         report.write_csv(csv)
         note(f"wrote {csv}")

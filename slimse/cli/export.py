@@ -33,7 +33,10 @@ def export(
     precision: Annotated[Precision, typer.Option(help="Of the stored weights.")] = Precision.float32,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write a network as an ONNX or torch.export file, after comparing it with PyTorch."""
+    """Write a network as an ONNX or torch.export file.
+
+    The file is written only if its output equals that of PyTorch.
+    """
     from ..checkpoint import load
     from ..export import export as write
 

@@ -26,7 +26,7 @@ def profile(
     ] = "paper",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what each width of a model costs: MACs by block, weights, latency."""
+    """Show what each width costs: MACs by block, weights, latency."""
     from rich.console import Console
 
     from ..checkpoint import load

@@ -25,7 +25,7 @@ def report(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first N pairs only.")] = None,
 ) -> None:
-    """Write report.html and its pictures: quality over cost, static and routed, and what the router does."""
+    """Write a page of pictures: quality over cost, and the router."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -25,7 +25,7 @@ def serve(
     seconds: Annotated[float, typer.Option(help="Longest file.")] = 300,
     sessions: Annotated[int, typer.Option(help="Live sessions at once.", min=1)] = 4,
 ) -> None:
-    """Show a page in the browser to hear the model: files, recordings and the live microphone."""
+    """Show a page in the browser: files, recordings, microphone."""
     for package in ("fastapi", "uvicorn", "websockets"):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"{package} is not installed: pip install 'slimse[serve]'", name=package)

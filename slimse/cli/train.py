@@ -36,16 +36,17 @@ def train(
         ),
     ],
     valid: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", parser=a_path, help="Folder with noisy/ and clean/ pairs to watch.")
+        Path | None,
+        typer.Option(metavar="FOLDER", parser=a_path, help="Folder with noisy/ and clean/ pairs to validate on."),
     ] = None,
     init: Annotated[str | None, typer.Option(help="Weights to start from: a name or a .safetensors file.")] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of the whole run; the learning rate's tail ends there.")
+        int | None, typer.Option(help="Steps of the whole run, the final decay of the learning rate included.")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Segments per step and process.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     precision: Annotated[str | None, typer.Option(help="Lightning's precision, such as 32-true or bf16-mixed.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that mix.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that make mixtures.")] = None,
     devices: Annotated[
         int | None,
         typer.Option(help="GPUs, or processes on a CPU, that train in step. Default: all GPUs, or 1.", min=1),
@@ -59,14 +60,12 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and mixtures.")] = None,
     device: Annotated[
-        str, typer.Option(help="auto, cuda or cpu. On a GPU, or if it is named, it mixes, too, not the workers.")
+        str, typer.Option(help="auto, cuda or cpu. A GPU, or a device named here, also makes the mixtures.")
     ] = "auto",
     backend: Annotated[str, typer.Option(help="What runs the layers: auto, reference or triton.")] = "auto",
-    minutes: Annotated[
-        float | None, typer.Option(help="Train that long, with the learning rate's tail at the end, not --steps.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train for this long instead of for --steps.")] = None,
 ) -> None:
-    """Train a slimmable model on your own recordings, or go on with a run that was interrupted."""
+    """Train a model on your recordings, or resume a run."""
     try:
         from ..training.config import TrainConfig
         from ..training.run import train as run

@@ -54,7 +54,7 @@ class FrameGeometry:
         return self.frames(total) - self.frames_done(done) if total else 0
 
     def early(self, samples: int) -> int:
-        """Samples that the next frame brings besides a hop, ``samples`` after the start: the first brings more."""
+        """Samples that the next frame takes besides a hop, ``samples`` after the start: only the first takes more."""
         return 0 if samples else self.first - self.hop
 
     def emitted(self, frames: int) -> int:
@@ -88,7 +88,7 @@ class NetworkConfig:
     """False for a network that needs the whole signal."""
 
     def __post_init__(self) -> None:
-        """Let UFs be any numbers in a row. Configurations with checks of their own call this first."""
+        """Accept UFs as any sequence of numbers. Configurations with checks of their own call this first."""
         if not isinstance(self.ufs, WidthSet):
             object.__setattr__(self, "ufs", WidthSet(self.ufs))
 
@@ -150,7 +150,7 @@ class CausalNetwork(nn.Module):
     def whole_state(self, batch: int) -> Any:
         """What ``batch`` whole signals start from, whose one `step` is ``final``: as `initial_state`.
 
-        A network may override it, to leave out zeros that nobody has to write.
+        A network may override it to leave out zeros that one call does not need.
         """
         return self.initial_state(batch)
 
@@ -163,7 +163,7 @@ class CausalNetwork(nn.Module):
                 length may be 0.
             state: from `initial_state`, `whole_state` or the call before. It must not be changed.
             schedule: the width of every frame; ``schedule.width(channels, frame)`` gives that of positions.
-            final: whether the signal ends here: what awaits samples to come is given out, too.
+            final: whether the signal ends here: outputs that wait for later samples are returned too.
 
         Returns:
             ``[B, m]``, all outputs that are ready (in the last call, maybe more than there were inputs), and the new

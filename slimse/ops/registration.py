@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from ..kernels.rows import FrameWidths
 from ..width import SoftWidth
 from . import launchers, verdicts
+from .arguments import Arguments
 from .registry import OpSpec
 
 BACKENDS = ("auto", "reference", "triton")
@@ -34,23 +35,6 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _PLAIN = (Tensor, torch.nn.Parameter)
 _MOST_KEYS = 4096
 """Calls of an op, by shapes, whose verdict's key is kept."""
-_OF_WIDTHS = ("_rows", "_counts", "_own", "_both")
-"""Ends of the names of tensors that are parts of a width."""
-_SCHEMA = {
-    "Tensor": "Tensor {0}",
-    "Tensor | None": "Tensor? {0}",
-    # A number, and the integer tensor that stands in for it, or None.
-    "Width": "SymInt {0}, Tensor? {0}_rows",
-    # The same, or the parts of a width by frames, its choice in the place of rows.
-    "LevelWidth": "SymInt {0}, Tensor? {0}_rows, Tensor? {0}_counts, Tensor? {0}_own, Tensor? {0}_both, "
-    "SymInt {0}_rate, SymInt {0}_lead",
-    "tuple[Tensor, Tensor]": "Tensor {0}_0, Tensor {0}_1",
-    "int": "SymInt {0}",
-    "bool": "bool {0}",
-    "str": "str {0}",
-}
-
-
 _REGISTERED: list[_Op] = []
 
 
@@ -103,7 +87,8 @@ def _untraced(flat: Sequence[Any]) -> bool:
 def register(spec: OpSpec) -> Callable[..., Any]:
     """Register an op and return the function that layers call: the reference's arguments and two more."""
     op = _Op(spec)
-    name, names = spec.name, [*op.kinds]
+    arguments = op.arguments
+    name, names = spec.name, [*arguments.kinds]
     if spec.registered:
         _REGISTERED.append(op)
 
@@ -117,8 +102,8 @@ def register(spec: OpSpec) -> Callable[..., Any]:
             check_backend(backend, precision)
             if backend == "reference" or not _on_gpu(x):
                 return spec.reference(*args, **kwargs)
-        given = {**op.defaults, **dict(zip(names, args, strict=False)), **kwargs}
-        if len(args) > len(names) or given.keys() != op.kinds.keys():
+        given = {**arguments.defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) > len(names) or given.keys() != arguments.kinds.keys():
             raise TypeError(f"{name} takes {names}, got {len(args)} positional arguments and {sorted(kwargs)}")
         values = {key: given[key] for key in names}
         soft = any(isinstance(value, SoftWidth) for value in values.values())
@@ -136,8 +121,8 @@ def register(spec: OpSpec) -> Callable[..., Any]:
     extra = {"backend": "auto", "precision": "ieee"}
     kind = inspect.Parameter.KEYWORD_ONLY
     own = [inspect.Parameter(key, kind, default=value, annotation="str") for key, value in extra.items()]
-    call.__signature__ = op.signature.replace(  # type: ignore[attr-defined]
-        parameters=[*op.signature.parameters.values(), *own]
+    call.__signature__ = arguments.signature.replace(  # type: ignore[attr-defined]
+        parameters=[*arguments.signature.parameters.values(), *own]
     )
     return call
 
@@ -153,22 +138,6 @@ def _shape_of(value: Any) -> Any:
         return (*value.choice.shape, value.rate, value.lead, value.orders is None)
     # A state's tensors have the shape that the weights say.
     return value.shape if isinstance(value, Tensor) else 0 if isinstance(value, tuple) else value
-
-
-def _width_parts(width: Any) -> list[Any]:
-    """A width as the arguments of a registered op."""
-    if isinstance(width, FrameWidths):
-        return [0, width.choice, width.counts, *(width.orders or (None, None)), width.rate, width.lead]
-    return [*([0, width] if isinstance(width, Tensor) else [width, None]), None, None, None, 1, 0]
-
-
-def _width_of(
-    number: int, rows: Tensor | None, counts: Tensor | None, own: Tensor | None, both: Tensor | None, *place: int
-) -> Any:
-    """The inverse of `_width_parts`."""
-    if counts is not None:
-        return FrameWidths(rows, counts, *place, None if own is None else (own, both))
-    return number if rows is None else rows
 
 
 def _define(name: str, run: Callable[..., Any], schema: str) -> Any:
@@ -193,27 +162,20 @@ class _Op:
     def __init__(self, spec: OpSpec) -> None:
         self.spec, self.name = spec, spec.name
         self.keys: dict[tuple[Any, ...], tuple[torch.device, str]] = {}
-        self.signature = inspect.signature(spec.reference)
-        parameters = self.signature.parameters
-        self.kinds = {name: str(parameter.annotation) for name, parameter in parameters.items()}
-        self.defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        self.arguments = Arguments(spec.reference)
+        self.flatten, self.unflatten = self.arguments.flatten, self.arguments.unflatten
         if spec.registered:
             self.define()
 
     def define(self) -> None:
         """Register with PyTorch."""
         spec = self.spec
-        schema = ", ".join(_SCHEMA[kind].format(name) for name, kind in self.kinds.items())
-        arguments = [argument.split() for argument in schema.split(", ")]
-        self.tensors = [
-            index
-            for index, (kind, name) in enumerate(arguments)
-            if kind.startswith("Tensor") and not name.endswith(_OF_WIDTHS)
-        ]
+        schema, tensors = self.arguments.schema, self.arguments.tensors
+        self.tensors = [*tensors.values()]
         """Positions of the differentiable arguments."""
-        self.added = next((n for n, index in enumerate(self.tensors) if arguments[index][1] == spec.added), None)
+        self.added = [*tensors].index(spec.added) if spec.added in tensors else None
         outputs = {"Tensor": "Tensor", "tuple[Tensor, Tensor]": "(Tensor, Tensor)"}
-        returns = outputs.get(str(self.signature.return_annotation), "(Tensor, Tensor, Tensor)")
+        returns = outputs.get(str(self.arguments.signature.return_annotation), "(Tensor, Tensor, Tensor)")
         choice = "str backend, str precision"
 
         self.op = _define(self.name, self.run, f"({schema}, {choice}) -> {returns}")
@@ -237,34 +199,6 @@ class _Op:
         out = self.op(*flat, backend, precision)
         # Only an LSTM has three outputs, of which two are its state.
         return (out[0], out[1:]) if isinstance(out, tuple) and len(out) == 3 else out
-
-    def flatten(self, values: dict[str, Any]) -> list[Any]:
-        """Arguments of the registered op from those of the reference."""
-        flat: list[Any] = []
-        for name, kind in self.kinds.items():
-            value = values[name]
-            if kind in ("Width", "LevelWidth"):
-                flat += _width_parts(value)[: 2 if kind == "Width" else None]
-            elif kind.startswith("tuple"):
-                flat += value
-            else:
-                flat.append(value)
-        return flat
-
-    def unflatten(self, flat: Sequence[Any]) -> dict[str, Any]:
-        """Arguments of the reference from those of the registered op."""
-        values, rest = {}, iter(flat)
-        for name, kind in self.kinds.items():
-            value = next(rest)
-            if kind == "Width":
-                rows = next(rest)
-                value = value if rows is None else rows
-            elif kind == "LevelWidth":
-                value = _width_of(value, *(next(rest) for _ in range(6)))
-            elif kind.startswith("tuple"):
-                value = (value, next(rest))
-            values[name] = value
-        return values
 
     def run(self, *flat: Any) -> Any:
         """The forward pass."""

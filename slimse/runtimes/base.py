@@ -64,13 +64,13 @@ class Session(Protocol):
         """
 
     def finish(self, request: Request, limit: float) -> Any:
-        """Give out all that is missing, ``[streams, m]``. Only `load` may follow."""
+        """Return all that is missing, ``[streams, m]``. Only `load` may follow."""
 
     def save(self) -> tuple[ModelState, Tensor]:
         """The state, and ``[streams, n]`` samples that do not fill a frame yet."""
 
     def load(self, state: ModelState, pending: Tensor) -> None:
-        """Go on from there."""
+        """Continue from what `save` returned."""
 
 
 class Slots(Protocol):
@@ -84,7 +84,7 @@ class Slots(Protocol):
         """Begin a stream."""
 
     def want(self, slot: int, uf: float | None, budget: float | None) -> None:
-        """What its frames run at from now on: exactly one of the two is given."""
+        """Set the UF or budget of its frames from now on: exactly one of the two."""
 
     def tick(self, samples: Tensor) -> tuple[Tensor, list[int]]:
         """Run a frame of all streams; see `slimse.serving.StreamBatch.tick`."""
@@ -107,11 +107,11 @@ class Runtime:
         return None
 
     def session(self, model: SlimModel, options: Options) -> Session:
-        """Streams side by side, from their beginning; `Session.load` comes first."""
+        """A new session. `Session.load` comes first."""
         raise NotImplementedError
 
     def slots(self, model: SlimModel, capacity: int) -> Slots:
-        """Streams that come and go."""
+        """New slots for streams that join and leave."""
         raise NotImplementedError
 
     def enhance(self, model: SlimModel, noisy: Tensor, request: Request, input_std: Tensor | None) -> Tensor:
@@ -208,7 +208,7 @@ def choose(name: str | None, model: SlimModel, purpose: str) -> Runtime:
 
 
 def refuse(x: NDArray[np.float32], rows: str | None = None) -> None:
-    """Raise for the first sample that is not finite or too loud: it would stay in the state.
+    """Raise for the first sample that is not finite or too loud, as it would stay in the state.
 
     Args:
         x: ``[rows, n]``.

@@ -19,7 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from .. import __version__
 from ..demo import bundled_clip
 from ..model import SlimModel
-from ..profiling import profile
+from ..profiling import ModelProfile, profile
 from .guard import Guard
 from .limits import Limits
 from .session import LiveSession
@@ -72,40 +72,14 @@ def create_app(model: SlimModel, name: str = "", *, limits: Limits | None = None
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:
-        return {
-            "name": name,
-            "version": __version__,
-            "ufs": list(model.ufs),
-            "router": model.router is not None,
-            "latency_ms": costs.latency_ms,
-            "macs_per_sample": [width.macs_per_sample for width in costs.widths],
-            "frame_ms": 1000 * model.geometry.hop / model.sample_rate,
-            "megabytes": bounds.megabytes,
-            "seconds": bounds.seconds,
-        }
+        return _facts(model, name, costs, bounds)
 
     @app.post("/api/enhance")
     async def enhance(request: Request, uf: float | None = None, budget: float | None = None) -> Response:
         if not files.take():
             return _problem(503, f"{bounds.jobs} files are being enhanced: try again in a moment")
         try:
-            async with asyncio.timeout(bounds.upload_seconds):
-                data = await _body(request, bounds)
-
-            def work(check: Callable[[], None]) -> EnhancedSound:
-                return enhance_sound(data, model, costs, uf, budget=budget, limits=bounds, check=check)
-
-            return _multipart(await _watched(request, work, bounds.work_seconds))
-        except TooLargeError as error:
-            return _problem(413, str(error))
-        except ValueError as error:
-            return _problem(422, str(error))
-        except TimeoutError:
-            return _problem(408, f"the file did not come within {bounds.upload_seconds:g} s")
-        except _TooLateError:
-            return _problem(503, f"enhancing took more than {bounds.work_seconds:g} s: try a shorter file")
-        except _GoneError:
-            return _problem(499, "nobody waits for it any more")
+            return await _enhanced(request, model, costs, (uf, budget), bounds)
         finally:
             files.give_back()
 
@@ -144,8 +118,48 @@ class _Places:
         self._free += 1
 
 
+def _facts(model: SlimModel, name: str, costs: ModelProfile, limits: Limits) -> dict[str, Any]:
+    """What the page shows of the model and its limits."""
+    return {
+        "name": name,
+        "version": __version__,
+        "ufs": list(model.ufs),
+        "router": model.router is not None,
+        "latency_ms": costs.latency_ms,
+        "macs_per_sample": [width.macs_per_sample for width in costs.widths],
+        "frame_ms": 1000 * model.geometry.hop / model.sample_rate,
+        "megabytes": limits.megabytes,
+        "seconds": limits.seconds,
+    }
+
+
 def _problem(status: int, message: str) -> Response:
     return JSONResponse({"detail": message}, status)
+
+
+async def _enhanced(
+    request: Request, model: SlimModel, costs: ModelProfile, chosen: tuple[float | None, float | None], limits: Limits
+) -> Response:
+    """The answer to a request that brings a file, at the UF or budget of ``chosen``."""
+
+    def work(check: Callable[[], None]) -> EnhancedSound:
+        uf, budget = chosen
+        return enhance_sound(data, model, costs, uf, budget=budget, limits=limits, check=check)
+
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            data = await _body(request, limits)
+        return _multipart(await _watched(request, work, limits.work_seconds))
+    except TooLargeError as error:
+        return _problem(413, str(error))
+    except ValueError as error:
+        return _problem(422, str(error))
+    except TimeoutError:
+        return _problem(408, f"the file did not come within {limits.upload_seconds:g} s")
+    except _TooLateError:
+        return _problem(503, f"enhancing took more than {limits.work_seconds:g} s: try a shorter file")
+    except _GoneError:
+        return _problem(499, "nobody waits for it any more")
 
 
 async def _body(request: Request, limits: Limits) -> bytes:

@@ -9,7 +9,7 @@ import torch
 from slimse.kernels.rows import FrameWidths, frame_orders
 
 from slimse import SlimModel, ops
-from slimse.ops.registration import _width_parts
+from slimse.ops.arguments import width_parts
 from slimse.width import SoftWidth
 
 
@@ -101,7 +101,7 @@ def registered(name, arguments):
     flat = []
     for place, value in enumerate(arguments):
         if place in widths:
-            flat += _width_parts(value)[: 7 if name in BLOCKS else 2]
+            flat += width_parts(value)[: 7 if name in BLOCKS else 2]
         elif isinstance(value, tuple):
             flat += value
         else:
