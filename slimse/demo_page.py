@@ -28,7 +28,7 @@ audio { width: 100%; height: 2.2rem } .picture { position: relative; height: 9re
 .axis { display: flex; justify-content: space-between; color: #777; font-size: .8rem }
 """
 # Of one player the position goes to the next, so that the same word can be heard twice.
-_SCRIPT = """
+PLAYER_SCRIPT = """
 const players = [...document.querySelectorAll('audio')]; let last = null
 players.forEach(player => player.addEventListener('play', () => {
   if (last && last !== player) { player.currentTime = last.currentTime; last.pause() }
@@ -75,21 +75,27 @@ def demo_page(noisy: Path, rows: Sequence[DemoRow], title: str, seconds: float) 
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>SlimSE: {name}</title><style>{_STYLE}</style>\n<h1>SlimSE: {name}</h1>\n"
         "<p>The utilization factor (UF) is the share of the network's channels that run. Start a player while another "
-        f"one plays: it goes on at the same place.{cut}</p>\n{''.join(parts)}<script>{_SCRIPT}</script></html>\n"
+        f"one plays: it goes on at the same place.{cut}</p>\n{''.join(parts)}<script>{PLAYER_SCRIPT}</script></html>\n"
     )
 
 
 def _section(name: str, cost: str, sound: Path, samples: int, png: bytes, trace: str, length: float) -> str:
     audio, rate = soundfile.read(sound, frames=samples, dtype="float32", always_2d=True)
-    wav = io.BytesIO()
-    soundfile.write(wav, audio, rate, format="WAV", subtype="PCM_16")
     picture = f'<img alt="spectrogram: {html.escape(name)}" src="data:image/png;base64,{_text(png)}">'
     return (
         f'<h2>{html.escape(name)}</h2><p class="cost">{html.escape(cost)}</p>\n'
-        f'<audio controls preload="auto" src="data:audio/wav;base64,{_text(wav.getvalue())}"></audio>\n'
+        f"{player(audio, rate, name)}\n"
         f'<div class="picture">{picture}{trace}</div>'
         f'<div class="axis"><span>0 s</span><span>0 to {rate / 2000:g} kHz</span><span>{length:.1f} s</span></div>\n'
     )
+
+
+def player(audio: NDArray[np.float32], rate: int, name: str) -> str:
+    """An audio element that holds ``[n]`` or ``[n, channels]`` samples as a WAV of 16 bits."""
+    wav = io.BytesIO()
+    soundfile.write(wav, audio, rate, format="WAV", subtype="PCM_16")
+    source = f"data:audio/wav;base64,{_text(wav.getvalue())}"
+    return f'<audio controls preload="auto" aria-label="{html.escape(name)}" src="{source}"></audio>'
 
 
 def _text(data: bytes) -> str:

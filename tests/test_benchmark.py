@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from slimse import PRESETS, SlimModel
-from slimse.benchmark import benchmark, interleaved, random_ufs
+from slimse.benchmark import WAYS, Benchmark, Timing, benchmark, interleaved, random_ufs
 from slimse.cli import app
 from slimse.profiling import profile
 from slimse.router import RouterConfig
@@ -54,10 +54,26 @@ def test_bench_as_table_with_a_sentence():
     assert "budget" not in result.sentence()
     table = run("bench", "small", "--rounds", "1")
     assert table.exit_code == 0
-    assert all(text in table.stdout for text in ("ms per frame", "random", "x real time", "this much of one core"))
+    assert all(text in table.stdout for text in ("ms/frame", "random", "times real time", "this much of one core"))
     refused = run("bench", "dns48-bidirectional")
     assert refused.exit_code == 2
     assert "bidirectional" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["bench", "profile", "doctor"])
+def test_tables_fit_80_columns(command, monkeypatch):
+    # Numbers as long as they get: a slow machine, and the largest preset. Nothing is cut or broken into two lines.
+    slow = [Timing(name, uf, 1234.567, 77.16, 0, 1234.0, 16.27, 10.46) for name in WAYS for uf in (0.125, 1.0, None)]
+    result = Benchmark(tuple(slow), dict.fromkeys(WAYS, 1234.567), 0.25, {})
+    monkeypatch.setattr("slimse.benchmark.benchmark", lambda *a, **k: result)
+    arguments = {"bench": ["dynamic-v1"], "profile": ["dns64"], "doctor": []}[command]
+    found = CliRunner().invoke(app, [command, *arguments], env={"COLUMNS": "80"})
+    assert found.exit_code == 0
+    lines = found.stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in found.stdout
+    if command == "bench":
+        cells = ["numba", "int8", "router", "1234.567", "7716.0", "%", "0", "1234x", "16.27x", "10.46x"]
+        assert cells in [line.split() for line in lines]
 
 
 def test_calls_take_turns():

@@ -183,7 +183,9 @@ def test_without_matplotlib_there_is_sound_and_a_page(
 def test_command_uses_the_bundled_clip_and_prints_where(tmp_path: Path, model: SlimModel) -> None:
     save(model, tmp_path / "small.safetensors")
     options = ["demo", "-o", str(tmp_path / "out"), "--weights", str(tmp_path / "small.safetensors")]
-    result = CliRunner().invoke(app, options)
+    result = CliRunner().invoke(app, options, env={"COLUMNS": "80"})
+    # But for the path, which is in one piece.
+    assert max(map(len, result.stdout.splitlines()[:-1])) <= 80
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "out") in result.stdout.replace("\n", "")
     assert "real-time" in result.stdout

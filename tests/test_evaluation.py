@@ -221,7 +221,7 @@ def test_a_router_is_compared_with_the_line_between_the_widths_beside_it() -> No
     assert above["si_sdr"]["mean"] == pytest.approx(0.6) and above["stoi"]["mean"] == pytest.approx(-0.22)
     assert above["si_sdr"]["low"] == pytest.approx(-0.4) and above["si_sdr"]["high"] == pytest.approx(1.6)
     assert above["stoi"]["low"] == pytest.approx(above["stoi"]["high"])
-    assert "SI-SDR +0.60, STOI -0.2200" in sentences(routed_report())[0]
+    assert "SI-SDR +0.60 (-0.40 to +1.60), STOI -0.2200 (-0.2200 to -0.2200)." in sentences(routed_report())[0]
     # Dearer than the only width, it is compared with that; without any, with nothing.
     assert summarise(routed_report((0.5,)))[0]["above_line"]["si_sdr"]["mean"] == pytest.approx(3)
     assert summarise(routed_report(()))[0]["above_line"] == {}

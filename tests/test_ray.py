@@ -8,6 +8,16 @@ import slimse
 from slimse.corpus import Settings
 
 
+def start(ray):
+    """Two workers. Ray gives its node 30 s to start, a constant in its code, which a busy machine may exceed."""
+    try:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    except Exception as error:  # ray raises no other class
+        if "timed out during startup" not in str(error):
+            raise
+        pytest.skip("ray's own node did not start within its 30 s: try again on an idle machine")
+
+
 def test_two_workers_enhance_a_corpus(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="needs the extra slimse[ray]")
     pytest.importorskip("ray.data", reason="needs the extra slimse[ray]")
@@ -18,8 +28,8 @@ def test_two_workers_enhance_a_corpus(tmp_path, monkeypatch):
     for name, samples in noisy.items():
         soundfile.write(f"{name}.wav", samples, 16_000, subtype="FLOAT")
     (tmp_path / "d.wav").write_text("no sound")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
+        start(ray)
         settings = Settings("dynamic-v1", uf=0.125)
         rows = enhance_files(["a.wav", "b.wav", "c.wav", "d.wav"], "clean", settings, workers=2).take_all()
     finally:

@@ -1,6 +1,7 @@
 """The report's page and pictures, and what is measured for them."""
 
 import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 import slimse
 from slimse import PRESETS, SlimModel
 from slimse.cli import app
-from slimse.evaluation import find_pairs
+from slimse.evaluation import METRICS, find_pairs
 from slimse.router import RouterConfig
 
 pytest.importorskip("matplotlib", reason="reports need the extra slimse[train]")
@@ -69,7 +70,7 @@ def test_a_softer_noise_is_followed(model, folders):
     effect = drop_effect(model, [(noisy, clean)], 0.5)
     assert effect.softer == pytest.approx([trace.average_uf(inside=True)], abs=0.02)
     assert effect.softer < effect.as_it_was
-    assert "lower in 1 and higher in 0 of 1 clips" in effect.sentence()
+    assert "lower in 1 and higher in 0 of 1 clips." in effect.sentence()
 
 
 def test_the_pair_that_is_traced_is_near_0_db_and_steady(folders, tmp_path):
@@ -85,6 +86,24 @@ def test_the_pair_that_is_traced_is_near_0_db_and_steady(folders, tmp_path):
     assert chosen.name == "b" and len(long) == 4
 
 
+def check_players(html, model, folders):
+    """The noisiest file first: noisy, narrowest, router, widest and clean, as they are."""
+    sounds = re.findall(r'<audio [^>]*aria-label="([^"]+)" src="data:audio/wav;base64,([^"]+)"', html)
+    kinds = ("noisy", "UF 0.125", "budget 0.6", "UF 1", "clean")
+    assert [name for name, _ in sounds] == [f"{file}, {kind}" for file in "cba" for kind in kinds]
+    heard = {name: soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="float32")[0] for name, data in sounds}
+    noisy, clean = (soundfile.read(folders / kind / "b.wav", dtype="float32")[0] for kind in ("noisy", "clean"))
+    signal = torch.from_numpy(noisy)[None, None]
+    for kind, expected in (
+        ("noisy", noisy),
+        ("clean", clean),
+        ("UF 1", model(signal, 1.0)[0, 0].numpy()),
+        ("budget 0.6", model(signal, model.route(signal, 0.6))[0, 0].numpy()),
+    ):
+        # Where the sound goes beyond full scale, the file clips.
+        assert np.abs(heard[f"b, {kind}"] - expected.clip(-1, 1)).max() < 1e-4
+
+
 def test_the_page_holds_table_and_pictures(model, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "METRIC_NAMES", ("si_sdr", "stoi"))
     pairs = find_pairs(folders / "noisy", folders / "clean")
@@ -92,7 +111,7 @@ def test_the_page_holds_table_and_pictures(model, folders, tmp_path, monkeypatch
     html = (tmp_path / "report.html").read_text()
     assert "small &lt;1&gt;" in html
     assert not re.search(r"(src|href)=.(?!data:)", html)
-    pictures = re.findall(r"base64,([^\"]+)", html)
+    pictures = re.findall(r"image/png;base64,([^\"]+)", html)
     names = ("front_uf", "front_macs", "shares", "scatter", "trace")
     for name, picture in zip(names, pictures, strict=True):
         png = (tmp_path / f"{name}.png").read_bytes()
@@ -103,10 +122,16 @@ def test_the_page_holds_table_and_pictures(model, folders, tmp_path, monkeypatch
         [row["budget"] for row in content["routing"]] == [row["budget"] for row in content["noise_drop"]] == [0.3, 0.6]
     )
     assert [row["rank_correlation"] for row in content["routing"]] == pytest.approx([-1, -1])
-    assert "noise 10 dB softer for 1 s, at budget 0.6" in html
+    assert "Noise 10 dB softer for 1 s, at budget 0.6" in html
     means = {row["budget"] or row["uf"]: row for row in content["means"]}
     assert f"{means[0.3]['macs_per_sample']:,.0f}" in html
     assert f"{means[1.0]['si_sdr']:.1f}" in html
+    row = next(row for row in report.means() if row.uf is None)
+    low, high = row.intervals["si_sdr"][1:]
+    assert f"{row.values['si_sdr']:.1f} <small>{low:.1f} to {high:.1f}</small>" in html
+    # Every measure of the table is explained.
+    assert all(html.count(f"<li><b>{METRICS[name].title}</b> {METRICS[name].meaning}") == 1 for name in report.metrics)
+    check_players(html, model, folders)
     levels, used = use_by_input(report)[0.3]
     assert len(levels) == 3
     # The files differ in level alone, and the model is one that goes by it.

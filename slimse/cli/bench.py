@@ -47,13 +47,21 @@ def bench(
 
 
 def _table(result: Benchmark, model: str) -> Table:
+    from rich import box
     from rich.table import Table
 
-    router = "" if result.budget is None else f"; router: for a budget of {result.budget:g}"
-    table = Table(title=f"{model}: one CPU thread, frames back to back, medians{router}")
-    names = ("UF", "ms per frame", "of a core", "streams per core", "offline, x real time", "MAC saving", "time saving")
+    router = "" if result.budget is None else f"\nrouter: for a budget of {result.budget:g}"
+    table = Table(
+        title=f"{model}: one CPU thread, frames back to back, medians{router}",
+        caption="streams: that one core carries live; offline: times real time; MACs, time: saved, against the widest",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("runtime")
-    for name in names:
+    for name in ("UF", "ms/frame", "of a core", "streams", "offline", "MACs", "time"):
         table.add_column(name, justify="right")
     for runtime, random in result.random.items():
         for timing in (timing for timing in result.timings if timing.runtime == runtime):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,4 +53,5 @@ def demo(
     console = Console()
     console.print(_table(rows))
     names = ["noisy.wav", *(row.path.name for row in rows), "demo.html", *(["demo.png"] * can_plot())]
-    note(f"wrote {', '.join(names)} into {output.absolute()}")
+    note("\n".join(textwrap.wrap(f"wrote {', '.join(names)} into", 80)))
+    note(str(output.absolute()))

@@ -37,6 +37,8 @@ class Metric:
     """Digits after the point in tables."""
     modules: tuple[str, ...]
     """What has to be importable."""
+    meaning: str
+    """What it says, for readers who do not know it: a sentence after its title."""
     needs_clean: bool = True
     """Whether it compares with the clean signal."""
     install: str = "'slimse[train]'"
@@ -49,16 +51,41 @@ class Metric:
 _DNSMOS = ("speechmos", "onnxruntime", "librosa", "requests")
 
 METRICS: dict[str, Metric] = {
-    "pesq": Metric("PESQ-WB", 2, ("pesq",), heading="PESQ"),
-    "stoi": Metric("STOI", 3, ("pystoi",)),
-    "estoi": Metric("ESTOI", 3, ("pystoi",)),
-    "si_sdr": Metric("SI-SDR, dB", 1, ("torchmetrics",), heading="SI-SDR"),
-    "p808": Metric("P.808", 2, _DNSMOS, needs_clean=False),
-    "ovrl": Metric("OVRL", 2, _DNSMOS, needs_clean=False),
+    "pesq": Metric(
+        "PESQ-WB",
+        2,
+        ("pesq",),
+        "estimates the quality that listeners hear, from 1 (bad) to 4.6 (as the clean speech), by ITU-T P.862.2.",
+        heading="PESQ",
+    ),
+    "stoi": Metric("STOI", 3, ("pystoi",), "estimates how well the words can be understood, from 0 to 1."),
+    "estoi": Metric("ESTOI", 3, ("pystoi",), "is STOI made for noise that comes and goes, from 0 to 1."),
+    "si_sdr": Metric(
+        "SI-SDR, dB",
+        1,
+        ("torchmetrics",),
+        "is how far the speech stands above everything else that is heard, in decibels, however loud the file is.",
+        heading="SI-SDR",
+    ),
+    "p808": Metric(
+        "P.808",
+        2,
+        _DNSMOS,
+        "is what listeners would answer from 1 to 5, as a network (DNSMOS) estimates without the clean speech.",
+        needs_clean=False,
+    ),
+    "ovrl": Metric(
+        "OVRL",
+        2,
+        _DNSMOS,
+        "is the overall impression of speech and background from 1 to 5, as DNSMOS P.835 estimates it.",
+        needs_clean=False,
+    ),
     "distillmos": Metric(
         "DistillMOS",
         2,
         ("distillmos", "xls_r_sqa"),
+        "is what listeners would answer from 1 to 5, as a network estimates. No weights here were trained against it.",
         needs_clean=False,
         # Their torchaudio and transformers are for other uses, and would ask for a torch of their own.
         install="--no-deps distillmos xls-r-sqa",

@@ -98,16 +98,20 @@ def summarise(report: Report) -> list[dict[str, Any]]:
 
 
 def sentences(report: Report) -> list[str]:
-    """`summarise` in words, one sentence per budget."""
+    """`summarise` in words, for every budget."""
     lines = []
     for row in summarise(report):
-        line = f"budget {row['budget']:g}: average UF {row['average_uf']:.3f}"
-        parts = [
-            f"{METRICS[name].title.split(',')[0]} {d['mean']:+.{METRICS[name].digits + 1}f}"
-            for name, d in row["above_line"].items()
-        ]
-        lines.append(f"{line}, from the line between the fixed widths: {', '.join(parts)}" if parts else line)
+        line = f"Budget {row['budget']:g}: the router used UF {row['average_uf']:.3f} on average."
+        parts = [_signed(name, Interval(**found)) for name, found in row["above_line"].items()]
+        if parts:
+            line += f" Against fixed widths of the same cost: {', '.join(parts)}."
+        lines.append(line)
     return lines
+
+
+def _signed(name: str, found: Interval) -> str:
+    mean, low, high = (f"{value:+.{METRICS[name].digits + 1}f}" for value in found)
+    return f"{METRICS[name].title.split(',')[0]} {mean} ({low} to {high})"
 
 
 def _macs(row: MeanScores) -> float:

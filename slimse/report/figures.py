@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 FRONTS = ("pesq", "si_sdr", "stoi", "p808")
 _STATIC, _DYNAMIC = "#4477aa", "#cc3311"
 _UFS = "viridis"
+_WIDTH = 5.2
+"""Inches: narrow enough that letters can be read where a phone makes it smaller."""
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def _figure(height: float, title: str) -> Figure:
     # The object interface: pyplot would keep the figure, and pick a backend that may need a screen.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    figure.suptitle(title.replace("$", r"\$"), fontsize=12, fontweight="bold")
+    figure = Figure(figsize=(_WIDTH, height), dpi=130, layout="constrained")
+    figure.suptitle(title.replace("$", r"\$"), fontsize=11, fontweight="bold")
     return figure
 
 
@@ -38,9 +40,9 @@ def draw_front(report: Report, *, by_macs: bool) -> Figure:
     static = sorted((r for r in means if not isinstance(r.uf, Dynamic)), key=lambda row: _cost(row, by_macs))
     dynamic = sorted((r for r in means if isinstance(r.uf, Dynamic)), key=lambda row: _cost(row, by_macs))
     x_label = "MACs per sample, router included" if by_macs else "average UF"
-    figure = _figure(10, 3.6 * ((len(names) + 1) // 2) + 0.7, f"Quality over {x_label}")
+    figure = _figure(2.9 * len(names) + 0.8, f"Quality over {x_label}")
     noisy = next(row for row in report.means() if row.uf is None)
-    for axis, name in zip(figure.subplots((len(names) + 1) // 2, 2, squeeze=False).flat, names, strict=False):
+    for axis, name in zip(figure.subplots(len(names), 1, squeeze=False).flat, names, strict=False):
         x, y = [_cost(row, by_macs) for row in static], [row.values[name] for row in static]
         # The line is what a router has to beat: two widths in turns would lie on it if changing cost nothing.
         axis.plot(x, y, "s-", color=_STATIC, ms=6, lw=1.2, label="one width, and its UF")
@@ -82,7 +84,7 @@ def draw_scatter(report: Report) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     points = use_by_input(report)
-    figure = _figure(8, 7, "Width used over input SI-SDR, one point per file")
+    figure = _figure(6.2, "Width used over input SI-SDR, one point per file")
     grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5))
     axis = figure.add_subplot(grid[1, 0])
     top, side = figure.add_subplot(grid[0, 0], sharex=axis), figure.add_subplot(grid[1, 1], sharey=axis)
@@ -98,7 +100,7 @@ def draw_scatter(report: Report) -> Figure:
     axis.set_ylabel("average UF")
     axis.set_ylim(0, 1.05)
     # Outside: files may lie anywhere.
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8)
     for margin, counts in ((top, top.yaxis), (side, side.xaxis)):
         margin.tick_params(labelbottom=margin is side, labelleft=margin is top, labelsize=8)
         counts.set_major_locator(MaxNLocator(3, integer=True))
@@ -112,7 +114,7 @@ def draw_shares(report: Report) -> Figure:
     from matplotlib import colormaps
 
     rows = [row for row in report.means() if isinstance(row.uf, Dynamic)]
-    figure = _figure(8, 0.9 + 0.55 * len(rows) + 0.6, "Frames by UF")
+    figure = _figure(1.5 + 0.55 * len(rows), "Frames by UF")
     axis = figure.subplots()
     left = np.zeros(len(rows))
     for index, uf in enumerate(report.macs):
@@ -132,7 +134,7 @@ def draw_shares(report: Report) -> Figure:
 
 def draw_trace(trace: Trace, title: str) -> Figure:
     """SNR improvement, spectrogram and UF of every frame, one below the other, the drop of the noise marked."""
-    figure = _figure(10, 6.5, title)
+    figure = _figure(6.5, title)
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 2, 1.2))
     seconds = len(trace.noisy) / trace.sample_rate
     axes[0].plot(trace.times, trace.improvement, color=_STATIC)

@@ -94,9 +94,10 @@ class DropEffect:
         """The same in words."""
         found = self.to_dict()
         return (
-            f"noise {DROP_DB:g} dB softer for {DROP_SECONDS:g} s, at budget {self.budget:g}: average UF of that second "
-            f"{found['average_uf_softer']:.3f}, {found['average_uf_as_it_was']:.3f} if it stays as it was; lower in "
-            f"{found['clips_falling']} and higher in {found['clips_rising']} of {found['clips']} clips"
+            f"Noise {DROP_DB:g} dB softer for {DROP_SECONDS:g} s, at budget {self.budget:g}: the router used UF "
+            f"{found['average_uf_softer']:.3f} in that second, and {found['average_uf_as_it_was']:.3f} where the noise "
+            f"stayed. UF was lower in {found['clips_falling']} and higher in {found['clips_rising']} of "
+            f"{found['clips']} clips."
         )
 
 
