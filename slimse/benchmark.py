@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,6 +22,8 @@ from .profiling import profile
 from .runtimes.base import get_runtime, unavailable
 from .streaming import Streamer
 
+BLOCK = 0.02
+"""Seconds of sound that a voice agent hands over at once."""
 Call = Callable[[], object]
 INT8 = "numba int8"
 WAYS: dict[str, dict[str, Any]] = {
@@ -74,6 +78,19 @@ class Benchmark:
         parts = [f"{100 * load:.1f} % at UF {uf:g}" for uf, load in reversed(loads) if uf is not None]
         parts += [f"{100 * load:.1f} % at a budget of {self.budget:g}" for uf, load in loads if uf is None]
         return f"A live stream uses this much of one core ({runtime}): {', '.join(parts)}."
+
+
+@dataclass(frozen=True)
+class Load:
+    """What several live streams take of one core."""
+
+    runtime: str
+    core: float
+    """Share of the time in which the core works."""
+    p50: float
+    p99: float
+    worst: float
+    """Median, 99th percentile and maximum of the time per block of one stream, ms."""
 
 
 def interleaved(calls: Sequence[Call], rounds: int, repeats: int = 1) -> list[list[float]]:
@@ -216,3 +233,84 @@ def _macs(model: SlimModel, budget: float) -> dict[float | None, float]:
         clip = torch.from_numpy(noisy_clip(model.geometry.span(320)))
         macs[None] = costs.macs_per_sample(model.route(clip[None, None], budget))
     return macs
+
+
+def live_load(
+    model: SlimModel, streams: int, *, budget: float = 0.25, seconds: int = 10
+) -> tuple[list[Load], dict[str, str]]:
+    """Run live streams in real time on one thread, each handing over a block of 20 ms at a time.
+
+    All runtimes take turns of a second. Between two ticks the thread sleeps, as in live use, so caches go cold.
+
+    Args:
+        model: a causal model in evaluation mode on the CPU.
+        streams: how many at once.
+        budget: of each stream, if the model has a router; else they run at UF 1.0.
+        seconds: of sound per runtime.
+
+    Returns:
+        The load of every runtime, ONNX Runtime among them if its packages are there, and why others cannot run.
+
+    Raises:
+        ValueError: for a budget out of range, or no stream or second.
+    """
+    for name, value in (("streams", streams), ("seconds", seconds)):
+        if value < 1:
+            raise ValueError(f"{name} = {value}: expected 1 or more")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        starts, missing = _starts(model, budget)
+        feeds = {name: [start() for _ in range(streams)] for name, start in starts.items()}
+        spent: dict[str, list[float]] = {name: [] for name in feeds}
+        block = round(BLOCK * model.sample_rate)
+        # Streams hear different parts of the clip.
+        sound = noisy_clip(block * (50 * (seconds + 1) + streams))
+        for turn, (name, streamers) in itertools.product(range(seconds + 1), feeds.items()):
+            times = [_tick(streamers, sound, block, 50 * turn + tick) for tick in range(50)]
+            # The first turn warms up.
+            spent[name] += itertools.chain.from_iterable(times if turn else [])
+    finally:
+        torch.set_num_threads(threads)
+    loads = []
+    for name, values in spent.items():
+        p50, p99, worst = (1000 * float(value) for value in np.quantile(values, (0.5, 0.99, 1.0)))
+        loads.append(Load(name, sum(values) / (BLOCK * 50 * seconds), p50, p99, worst))
+    return loads, missing
+
+
+def _tick(streamers: Sequence[Any], sound: NDArray[np.float32], block: int, tick: int) -> list[float]:
+    """Seconds that each stream takes for its next block; then wait until the next one is due."""
+    begun, times = time.perf_counter(), []
+    for number, streamer in enumerate(streamers):
+        start = time.perf_counter()
+        streamer.feed(sound[(tick + number) * block : (tick + number + 1) * block])
+        times.append(time.perf_counter() - start)
+    time.sleep(max(0.0, BLOCK - (time.perf_counter() - begun)))
+    return times
+
+
+def _starts(model: SlimModel, budget: float) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """What begins a stream of every runtime that can run, and why others cannot."""
+    choice: dict[str, Any] = {"uf": 1.0} if model.router is None else {"budget": budget}
+    reason = unavailable("numba", model, "stream")
+    ways = {"eager": WAYS["eager"]} if reason is not None else WAYS
+    missing = {} if reason is None else {"numba": reason}
+    starts: dict[str, Callable[[], Any]] = {
+        name: lambda options=options: Streamer(model, **choice, **options)  # type: ignore[misc]
+        for name, options in ways.items()
+    }
+    # With the file: the session keeps its weights in memory.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            from .export import export
+            from .export.streamer import OnnxStreamer
+
+            path = Path(folder) / "model.onnx"
+            export(model, path)
+            session = OnnxStreamer(path, **choice).session
+        except (ModuleNotFoundError, ValueError) as error:
+            missing["onnx"] = str(error)
+        else:
+            starts["onnx"] = lambda: OnnxStreamer(session, **choice)
+    return starts, missing

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from slimse import PRESETS, SlimModel
-from slimse.benchmark import WAYS, Benchmark, Timing, benchmark, interleaved, random_ufs
+from slimse.benchmark import WAYS, Benchmark, Timing, benchmark, interleaved, live_load, random_ufs
 from slimse.cli import app
 from slimse.profiling import profile
 from slimse.router import RouterConfig
@@ -58,6 +58,24 @@ def test_bench_as_table_with_a_sentence():
     refused = run("bench", "dns48-bidirectional")
     assert refused.exit_code == 2
     assert "bidirectional" in refused.stderr
+
+
+def test_bench_of_live_streams(monkeypatch):
+    slept = []
+    monkeypatch.setattr("slimse.benchmark.time.sleep", slept.append)
+    shown = CliRunner().invoke(app, ["bench", "small", "--streams", "2", "--rounds", "1"], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0
+    assert "2 live streams of small at UF 1" in shown.stdout and max(map(len, shown.stdout.splitlines())) <= 80
+    found = json.loads(run("bench", "small", "--streams", "2", "--rounds", "1", "--json").stdout)
+    assert {load["runtime"] for load in found["loads"]} == {"eager", "numba", "numba int8", "onnx"} - set(
+        found["missing"]
+    )
+    for load in found["loads"]:
+        assert 0 < load["p50"] <= load["p99"] <= load["worst"] and load["core"] > 0
+    # A tick lasts 20 ms, whatever of it the streams take.
+    assert slept and all(0 <= seconds < 0.02 for seconds in slept)
+    with pytest.raises(ValueError, match="streams = 0"):
+        live_load(SlimModel("small").eval(), 0)
 
 
 @pytest.mark.parametrize("command", ["bench", "profile", "doctor"])
