@@ -43,7 +43,8 @@ def worker_pool(workers: int, start: Callable[..., object], *arguments: Any) -> 
     pool = ProcessPoolExecutor(workers, context, _start, (stop, start, arguments))
 
     def submit(function: Callable[..., Any], *args: Any) -> Future[Any]:
-        return pool.submit(_call, function, *args)
+        with _signals_held():
+            return pool.submit(_call, function, *args)
 
     try:
         yield submit
@@ -57,6 +58,27 @@ def worker_pool(workers: int, start: Callable[..., object], *arguments: Any) -> 
             raise
         raise
     pool.shutdown(wait=True)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let signals wait: an exception in the middle of a process's start leaves a process that nobody knows."""
+    held: list[int] = []
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):
+            number = getattr(signal, name)
+            # What is ignored or at its default raises nothing.
+            if callable(handler := signal.getsignal(number)):
+                usual[number] = handler
+                signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def end_with_parent(stop: Any = None) -> None:
