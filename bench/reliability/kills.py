@@ -166,6 +166,9 @@ def trial(
     os.kill(process, number)
     wrong = [] if ended(process) is not None else ["something still runs"]
     wrong += [f"not whole: {name}" for name in command.whole(out, expected)]
+    if number == signal.SIGKILL:
+        # A worker that was just starting says that its parent has gone.
+        log.write_bytes(b"")
     status = ended(start(command.arguments(out, 0), log))
     # Files that were there already are refused, and are a failure of their own.
     if status not in ((0, 1, 2) if command.name == "enhance" else (0,)):
