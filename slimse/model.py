@@ -219,7 +219,7 @@ class SlimModel(Pretrained, nn.Module):
         """
         budgets = self.request(None, budget, samples.shape[0]).budget
         assert budgets is not None and self.router is not None
-        asked = self.router.calibrated(budgets.to(self.router.asked))
+        asked = self.router.calibrated(budgets.to(self.router.calibrated_budgets))
         logits, router = self.router_logits(samples, state, frames, asked)
         choice = (logits.mean(0, keepdim=True).expand_as(logits) if shared else logits).argmax(2)
         return self.ufs.at(choice), state._replace(router=router)

@@ -88,8 +88,8 @@ class Router(nn.Module):
 
     budgets: Tensor
     """Budgets of the rows of both tables: ``[knots]``, rising in even octaves from the smallest UF to 1."""
-    asked: Tensor
-    """Where `calibrate` found each of `budgets` to be met: ``[knots]``, rising."""
+    calibrated_budgets: Tensor
+    """What to ask of the router so that it spends each of `budgets` on average, as `calibrate` measured: ``[knots]``, rising."""
     octaves: Tensor
     """Of the UFs: ``[len(ufs)]``."""
 
@@ -106,7 +106,7 @@ class Router(nn.Module):
         self.output = nn.Linear(config.units, 1, bias=False)
         budgets = torch.logspace(0, 1, config.knots, base=1 / ufs[0]) * ufs[0]
         self.register_buffer("budgets", budgets, persistent=False)
-        self.register_buffer("asked", budgets.clone())
+        self.register_buffer("calibrated_budgets", budgets.clone())
         self.bias_ih = nn.Parameter(torch.zeros(config.knots, 3 * config.units))
         self.bias_width = nn.Parameter(budgets.log2())
         self.register_buffer("octaves", torch.tensor(ufs).log2(), persistent=False)
@@ -176,7 +176,7 @@ class Router(nn.Module):
     def calibrated(self, budget: Tensor) -> Tensor:
         """The budget to ask for, so that ``budget`` (``[B]``) is met on sound like that of the calibration."""
         with torch.autocast(budget.device.type, enabled=False):
-            return (self.knot_weights(budget) @ self.asked.log()).exp()
+            return (self.knot_weights(budget) @ self.calibrated_budgets.log()).exp()
 
     def count(self, args: tuple[Tensor, Tensor, RouterState], output: tuple[Tensor, RouterState]) -> tuple[int, int]:
         """Multiply-accumulates of a call that was just made, the budget given anew at every frame; bytes read."""

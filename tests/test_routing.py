@@ -152,7 +152,7 @@ def test_calibration_makes_the_mean_use_what_is_asked(config):
         per_uf = costs.router_macs_per_sample / own
         fixed = costs.widths[0].macs_per_sample + per_uf * (0.97 * float(budget) - costs.widths[0].uf)
         assert costs.macs_per_sample(ufs) == pytest.approx(fixed, abs=0.06 * per_uf)
-    assert (model.router.asked.diff() >= 0).all()
+    assert (model.router.calibrated_budgets.diff() >= 0).all()
     assert (model.route(noisy, model.ufs[0]) == model.ufs[0]).all()
 
 

@@ -148,8 +148,8 @@ def test_other_ufs_are_trained_and_calibrated(voicebank, tmp_path):
     assert model.ufs == (0.25, 0.5, 1.0)
     router = model.router
     assert router.budgets[0] == pytest.approx(0.25)
-    assert float(router.asked[0]) == pytest.approx(0.25)
-    assert (router.asked.diff() >= 0).all()
+    assert float(router.calibrated_budgets[0]) == pytest.approx(0.25)
+    assert (router.calibrated_budgets.diff() >= 0).all()
     assert (router.knot_weights(torch.tensor([0.1, 0.25, 0.6, 1.0])).sum(1) - 1).abs().max() < 1e-5
     noisy = 0.05 * torch.randn(1, 1, 4000)
     assert (model.route(noisy, 0.25) == 0.25).all()

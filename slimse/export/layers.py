@@ -125,7 +125,7 @@ class Layers:
         bands = s.reshape(rectified, frames, hop // stride, router.config.filters)
         mean = s.op("ReduceMean", bands, s.ints(1), keepdims=0)
         levels = s.op("Mul", s.op("Log", s.op("Add", s.op("Div", mean, s.const(SOFT)), s.const(1))), s.const(0.25))
-        asked = s.op("Exp", s.op("MatMul", self._knots(s, budget), s.const(np.log(w["router.asked"]))))
+        asked = s.op("Exp", s.op("MatMul", self._knots(s, budget), s.const(np.log(w["router.calibrated_budgets"]))))
         knots = self._knots(s, asked)
         bias = s.op("MatMul", knots, self._router(s, "bias_ih"))
         width = s.op("MatMul", knots, s.const(w["router.bias_width"][:, None]))

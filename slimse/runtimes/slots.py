@@ -53,7 +53,7 @@ class EagerSlots:
         self._pending = like.new_zeros(capacity, -need % hop)
         self.choice = torch.zeros(capacity, dtype=torch.int64, device=like.device)
         self._fixed, self._auto = self.choice.clone(), self.choice.bool()
-        self._asked = (like if model.router is None else model.router.asked).new_ones(capacity)
+        self._asked = (like if model.router is None else model.router.calibrated_budgets).new_ones(capacity)
         self._joining: list[int] = []
         self._cohorts: list[_Cohort] = []
         self._wanted: dict[int, tuple[float | None, float | None]] = {}

@@ -231,19 +231,19 @@ def router_overhead_uf(model: SlimModel) -> float:
 
 @torch.no_grad()
 def calibrate(model: SlimModel, noisy: Tensor) -> None:
-    """Measure at which budgets the router really uses what, and let `Router.asked` make up for the difference.
+    """Measure what the router spends at each budget, and let `Router.calibrated_budgets` make up for the difference.
 
     The router's own cost is taken off, so that a budget spends what a fixed UF of the same number does, and a little
     is kept for sound that is harder than that of the calibration. The smallest budget leaves nothing to choose: there,
     what the router wants is lowered until no frame gets more than the smallest UF.
 
     Args:
-        model: with a router; its `Router.asked` is replaced, and the first of its `Router.bias_width`.
+        model: with a router; its `Router.calibrated_budgets` are replaced, and the first of its `Router.bias_width`.
         noisy: ``[B, 1, T]``, sound of the usual kind: some hundreds of clips.
     """
     router = model.router
     assert router is not None
-    router.asked.copy_(router.budgets)
+    router.calibrated_budgets.copy_(router.budgets)
     steps = torch.linspace(0, 1, 4 * len(router.budgets) + 1, device=router.budgets.device)
     grid = router.budgets[0] ** (1 - steps)
     # What the router computes from the sound does not depend on the budget: once is enough.
@@ -262,4 +262,4 @@ def calibrate(model: SlimModel, noisy: Tensor) -> None:
     place = torch.searchsorted(used, wanted).clamp(1, len(grid) - 1)
     low, high = used[place - 1], used[place]
     share = ((wanted - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    router.asked.copy_(grid[place - 1].lerp(grid[place], share))
+    router.calibrated_budgets.copy_(grid[place - 1].lerp(grid[place], share))

@@ -47,7 +47,7 @@ def prepare(config: TrainConfig, initial: SlimModel | None = None) -> SlimModel:
         model.load_state_dict({**model.state_dict(), **bare.state_dict()})
     assert model.router is not None
     # Training asks for what it wants, and the calibration belongs to the end of it.
-    model.router.asked.copy_(model.router.budgets)
+    model.router.calibrated_budgets.copy_(model.router.budgets)
     return model
 
 

@@ -52,7 +52,7 @@ PLAN = np.dtype(
             # Of the router: sizes, the state of a stream in ``mem``, weights in ``route``, logits in ``scratch``.
             *("taps", "filters", "router_stride", "router_units", "knots", "heard_at", "context", "hidden_units_at"),
             *("conv_at", "into_at", "diagonal_at", "bias_hh_at", "out_at", "bias_ih_at", "bias_width_at"),
-            *("budgets_at", "asked_at", "octaves_at", "route_at", "logits_at"),
+            *("budgets_at", "calibrated_at", "octaves_at", "route_at", "logits_at"),
         ).descr,
         *[(name, np.float32) for name in ("floor", "rate_0", "rate_1", "rate_2")],
     ]
@@ -291,7 +291,7 @@ class Places:
             "bias_ih_at": bias_ih,
             "bias_width_at": router.bias_width,
             "budgets_at": router.budgets,
-            "asked_at": router.asked,
+            "calibrated_at": router.calibrated_budgets,
             "octaves_at": router.octaves,
         }
         arena = _Arena()

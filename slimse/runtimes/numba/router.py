@@ -29,7 +29,7 @@ def place(plan, route, budget):
 def conditions(plan, route, budget, scratch, fixed_at):
     """The biases for a budget, which is calibrated first: those of the gates at ``fixed_at``; returns the width's."""
     low, share = place(plan, route, budget)
-    asked, rest = plan.asked_at + low, 1 - share
+    asked, rest = plan.calibrated_at + low, 1 - share
     budget = np.float32(np.exp(np.log(route[asked]) * rest + np.log(route[asked + 1]) * share))
     low, share = place(plan, route, budget)
     rest, gates = 1 - share, 3 * plan.router_units
