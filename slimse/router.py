@@ -89,7 +89,8 @@ class Router(nn.Module):
     budgets: Tensor
     """Budgets of the rows of both tables: ``[knots]``, rising in even octaves from the smallest UF to 1."""
     calibrated_budgets: Tensor
-    """What to ask of the router so that it spends each of `budgets` on average, as `calibrate` measured: ``[knots]``, rising."""
+    """What the router is given so that it spends each of `budgets` on average, as `calibrate` measured: ``[knots]``,
+    rising."""
     octaves: Tensor
     """Of the UFs: ``[len(ufs)]``."""
 
