@@ -9,7 +9,7 @@
 #
 # OUT/state-* is replaced every minute and at the end, OUT/train.log is the output. If a step does not fit the memory, or
 # the Triton kernels fail, it tries half the batch, then plain PyTorch, from the last state. PYTHON names another
-# interpreter than python3, WORK another folder than /tmp/slimse-training, DEVICE=cpu rehearses.
+# interpreter than python3, WORK another folder than slimse-training beside other temporary files, DEVICE=cpu rehearses.
 set -euo pipefail
 recipe=${1:?usage: bench/train_gpu.sh RECIPE MINUTES OUT [options of slimse train]}
 minutes=${2:?expected minutes}
@@ -17,7 +17,8 @@ out=$(realpath -m "${3:?expected a folder for the results}")
 shift 3
 start=$(date +%s)
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3} work=${WORK:-/tmp/slimse-training} device=${DEVICE:-cuda}
+python=${PYTHON:-python3} device=${DEVICE:-cuda}
+work=${WORK:-$("$python" -c 'import tempfile; print(tempfile.gettempdir())')/slimse-training}
 export PYTHONUNBUFFERED=1
 mkdir -p "$out" "$work/run"
 say() { echo "$(($(date +%s) - start)) s  $*" | tee -a "$work/run/train.log"; }

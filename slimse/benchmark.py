@@ -24,6 +24,8 @@ from .streaming import Streamer
 
 BLOCK = 0.02
 """Seconds of sound that a voice agent hands over at once."""
+_TURN = 50
+"""Blocks in a turn of a second."""
 Call = Callable[[], object]
 INT8 = "numba int8"
 WAYS: dict[str, dict[str, Any]] = {
@@ -173,8 +175,7 @@ def benchmark(
     Raises:
         ValueError: for a budget out of range.
     """
-    reason = unavailable("numba", model, "stream")
-    ways = {"eager": WAYS["eager"]} if reason is not None else WAYS
+    ways, missing = _ways(model)
     widths: list[float | None] = [*model.ufs]
     if model.router is not None:
         widths.append(None)
@@ -220,8 +221,13 @@ def benchmark(
         for name, uf in cases
     )
     drawn = {name: turn_ms(times, frames) for name, times in zip(ways, spent[len(cases) :], strict=True)}
-    missing = {} if reason is None else {"numba": reason}
     return Benchmark(timings, drawn, None if model.router is None else budget, missing)
+
+
+def _ways(model: SlimModel) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Those of `WAYS` that can run a stream of this model, and why the others cannot."""
+    reason = unavailable("numba", model, "stream")
+    return (WAYS, {}) if reason is None else ({"eager": WAYS["eager"]}, {"numba": reason})
 
 
 @torch.no_grad()
@@ -265,9 +271,9 @@ def live_load(
         spent: dict[str, list[float]] = {name: [] for name in feeds}
         block = round(BLOCK * model.sample_rate)
         # Streams hear different parts of the clip.
-        sound = noisy_clip(block * (50 * (seconds + 1) + streams))
+        sound = noisy_clip(block * (_TURN * (seconds + 1) + streams))
         for turn, (name, streamers) in itertools.product(range(seconds + 1), feeds.items()):
-            times = [_tick(streamers, sound, block, 50 * turn + tick) for tick in range(50)]
+            times = [_tick(streamers, sound, block, _TURN * turn + tick) for tick in range(_TURN)]
             # The first turn warms up.
             spent[name] += itertools.chain.from_iterable(times if turn else [])
     finally:
@@ -275,7 +281,7 @@ def live_load(
     loads = []
     for name, values in spent.items():
         p50, p99, worst = (1000 * float(value) for value in np.quantile(values, (0.5, 0.99, 1.0)))
-        loads.append(Load(name, sum(values) / (BLOCK * 50 * seconds), p50, p99, worst))
+        loads.append(Load(name, sum(values) / (BLOCK * _TURN * seconds), p50, p99, worst))
     return loads, missing
 
 
@@ -293,9 +299,7 @@ def _tick(streamers: Sequence[Any], sound: NDArray[np.float32], block: int, tick
 def _starts(model: SlimModel, budget: float) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """What begins a stream of every runtime that can run, and why others cannot."""
     choice: dict[str, Any] = {"uf": 1.0} if model.router is None else {"budget": budget}
-    reason = unavailable("numba", model, "stream")
-    ways = {"eager": WAYS["eager"]} if reason is not None else WAYS
-    missing = {} if reason is None else {"numba": reason}
+    ways, missing = _ways(model)
     starts: dict[str, Callable[[], Any]] = {
         name: lambda options=options: Streamer(model, **choice, **options)  # type: ignore[misc]
         for name, options in ways.items()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import slimse
-from bench.reliability.sounds import KINDS, LEVELS, exact, make_sound
+from bench.reliability.sounds import KINDS, LEVELS, errors, exact, make_sound
 from slimse import ModelConfig, SlimDemucsConfig, SlimModel, Streamer
 from slimse.serving import StreamBatch
 
@@ -92,9 +92,7 @@ def trial(model: SlimModel, noisy: torch.Tensor, uf: float, rng: np.random.Gener
             expected = exact(model)(whole.double()[None, None], uf)[0, 0]
         if out.shape != expected.shape or not bool(out.isfinite().all()):
             raise AssertionError(f"{name}: {tuple(out.shape)} of {tuple(expected.shape)}, or not finite")
-        difference, norm = float((out.double() - expected).norm()), float(expected.norm())
-        loud = max(norm, float(noisy.double().norm()))
-        found[name] = (difference / norm if difference else 0.0, difference / loud if difference else 0.0)
+        found[name] = errors(out, expected, noisy)
     return found
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 import slimse
-from bench.reliability.sounds import KINDS, LEVELS, RATE, Sound, exact, make_sound
+from bench.reliability.sounds import KINDS, LEVELS, RATE, Sound, errors, exact, make_sound
 from slimse.networks.state import tree_map
 from slimse.serving import StreamBatch
 
@@ -181,9 +181,9 @@ class Soak:
         state = window["state"]
         if state is not None and state.model.samples:
             expected = self._from_state(state, heard, ufs)
-            line["exact"] = _difference(out[: len(expected)], expected, heard[: len(expected)])
+            line["exact"] = errors(out[: len(expected)], expected, heard[: len(expected)])[1]
         expected, level = self._from_nothing(window["at"], heard, ufs)
-        line["fresh"] = _difference(out[-_LAST:], expected[-_LAST:], heard[-_LAST:])
+        line["fresh"] = errors(out[-_LAST:], expected[-_LAST:], heard[-_LAST:])[1]
         if (now := self.stream.state) is not None and level:
             # The sums of powers span many orders: each by itself.
             pairs = zip(torch.cat(now.model.level[:2], 1)[0], torch.cat(level[:2], 1)[0], strict=True)
@@ -240,12 +240,6 @@ class Soak:
                 median(self.times["silence"]) / median(self.times["white noise"]), 3
             )
         return found
-
-
-def _difference(out: torch.Tensor, expected: torch.Tensor, heard: torch.Tensor) -> float:
-    """Norm of the difference over that of the expected output, or of the input where that is louder."""
-    difference = (out - expected).norm()
-    return float(difference / max(expected.norm(), heard.norm())) if difference else 0.0
 
 
 def _memory() -> float:

@@ -9,6 +9,7 @@ from importlib import resources
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from torch import Tensor
 
 from slimse import SlimModel
 
@@ -66,3 +67,11 @@ def exact(model: SlimModel) -> SlimModel:
     reference = copy.deepcopy(model).double()
     reference.runtime = "eager"
     return reference
+
+
+def errors(out: Tensor, expected: Tensor, heard: Tensor) -> tuple[float, float]:
+    """Norm of the difference over that of ``expected``, and over the louder of ``expected`` and the input ``heard``."""
+    difference, norm = float((out.double() - expected.double()).norm()), float(expected.double().norm())
+    if not difference:
+        return 0.0, 0.0
+    return difference / norm, difference / max(norm, float(heard.double().norm()))
