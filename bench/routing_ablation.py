@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import slimse
+from slimse.hub import DEFAULT
 from slimse.training.config import TrainConfig
 from slimse.training.data import TrainingData
 from slimse.training.losses import EnhancementLoss
@@ -77,7 +78,7 @@ def main() -> None:
     """Train and print one row per setting."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="as for `slimse train`")
-    parser.add_argument("--weights", default=slimse.checkpoint.DEFAULT)
+    parser.add_argument("--weights", default=DEFAULT)
     parser.add_argument("--budget", type=float, default=0.25)
     parser.add_argument("--beta", type=float, nargs="*", default=[0.1, 1.0, 10.0])
     parser.add_argument("--gamma", type=float, nargs="*", default=[0.0, 0.1, 10.0])

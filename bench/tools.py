@@ -25,6 +25,7 @@ import slimse
 from bench.peers import PEERS, Peer, Signal, Step
 from slimse.audio.files import read_mono
 from slimse.evaluation import DEFAULT_METRICS, METRICS, check_metrics, find_pairs, interval, score
+from slimse.hub import DEFAULT
 
 RATE = 16_000
 MAX_DELAY = 960
@@ -55,9 +56,9 @@ def slimse_tool(model: slimse.SlimModel, uf: float | str, budget: float | None, 
     return model(torch.from_numpy(noisy)[None, None], uf, budget)[0, 0].numpy()
 
 
-def slimse_step(model: slimse.SlimModel, uf: float | str, budget: float | None) -> Step:
-    """A stream of a model."""
-    streamer = slimse.Streamer(model, uf, budget=budget)
+def slimse_step(model: slimse.SlimModel, uf: float | str, budget: float | None, weights: str | None = None) -> Step:
+    """A stream of a model, with its weights kept as of `slimse.Streamer`."""
+    streamer = slimse.Streamer(model, uf, budget=budget, weights=weights)
     return lambda hop: streamer.feed(torch.from_numpy(hop)).numpy()
 
 
@@ -121,9 +122,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("noisy", type=Path)
     parser.add_argument("clean", type=Path)
-    parser.add_argument("--weights", default=slimse.checkpoint.DEFAULT)
+    parser.add_argument("--weights", default=DEFAULT)
     parser.add_argument("--uf", type=float, nargs="*", default=[1.0])
     parser.add_argument("--budget", type=float, nargs="*", default=[])
+    parser.add_argument("--int8", action="store_true", help="time streams with int8 weights too")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--only", choices=("quality", "speed"))
@@ -148,6 +150,8 @@ def main() -> None:
     for name, uf, budget in widths:
         tools[name] = partial(slimse_tool, model, uf, budget)
         steps[name] = RATE, model.geometry.hop, slimse_step(model, uf, budget)
+        if options.int8:
+            steps[f"{name}, int8"] = RATE, model.geometry.hop, slimse_step(model, uf, budget, "int8")
     pairs = find_pairs(options.noisy, options.clean)[: options.limit]
     if options.only != "speed":
         values: dict[str, list[list[float]]] = {tool: [] for tool in tools}

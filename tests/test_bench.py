@@ -242,3 +242,11 @@ def test_the_report_command(tmp_path):
     times.write_text(json.dumps({"benchmarks": [entry("slimse", 1.0, 8.0)]}))
     subprocess.run([sys.executable, "-m", "bench.report", times, "--out", tmp_path], check=True, cwd=ROOT)
     assert "encoder 1" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("module", ["exported", "long_file", "routing_ablation", "streaming", "tools", "your_network"])
+def test_a_script_starts(module: str):
+    """What takes minutes to run at least imports, and says what it takes."""
+    done = subprocess.run([sys.executable, "-m", f"bench.{module}", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
