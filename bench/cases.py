@@ -292,7 +292,7 @@ def _models(setup: Setup) -> tuple[SlimModel, SlimModel]:
 
 @functools.cache
 def _made(device: str, dtype: torch.dtype, choice: tuple[tuple[str, str], ...]) -> tuple[SlimModel, SlimModel]:
-    # Of weights made in inference mode the compiled path would pack a copy at every call.
+    # Of weights made in inference mode the numba runtime would pack a copy at every call.
     with torch.inference_mode(False):
         model, reference = SlimModel(CONFIG, **dict(choice)), SlimModel(CONFIG, backend="reference")
         reference.load_state_dict(model.state_dict())

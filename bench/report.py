@@ -22,7 +22,7 @@ NOT_MEASURED = "not measured"
 BASELINES = ("sliced", "compiled", "full", "masked", "onnx")
 LIVE = "live frame"
 NAMES = {
-    "slimse": "SlimSE, compiled path",
+    "slimse": "SlimSE, numba",
     "sliced": "eager PyTorch, prefix views",
     "compiled": "torch.compile, a graph per UF",
     "onnx": "ONNX Runtime, a session per UF",

@@ -6,10 +6,10 @@
     python -m bench.streaming --enhance 60    # adds `slimse enhance` on a folder, in one process and in two
     python -m bench.streaming --inductor      # adds torch.compile
 
-Backends: ``torch`` is eager PyTorch on views of the weights, ``compiled`` the numba path, ``int8`` the same with
-int8 weights, ``onnx`` ONNX Runtime with one session per UF (needs onnx, onnxscript and onnxruntime), ``inductor``
-`torch.compile` with one graph per UF (``--inductor``; needs a C++ compiler). ONNX Runtime's whole signals leave out the
-resampling, which it cannot export.
+Rows: ``eager`` is PyTorch on views of the weights, ``numba`` the compiled runtime with float32 weights, ``float16``
+and ``int8`` the same with such weights (the bundled ones run as float16), ``onnx`` ONNX Runtime with one session per UF
+(needs onnx, onnxscript and onnxruntime), ``inductor`` `torch.compile` with one graph per UF (``--inductor``; needs a
+C++ compiler). ONNX Runtime's whole signals leave out the resampling, which it cannot export.
 
 ``back to back``: medians of frames without a pause, all cases taking turns. ``paced``: one frame each 16 ms, as in live
 use, when caches have gone cold. ``random``: mean of frames whose UF is drawn anew each time, over the mean of the UFs'
@@ -51,7 +51,13 @@ from slimse.ops import blocks as references
 from slimse.ops.recurrent import slim_gru
 from slimse.runtimes.numba.network import enhance
 
-OWN = {"torch": {"runtime": "eager"}, "compiled": {"runtime": "numba"}, "int8": {"runtime": "numba", "weights": "int8"}}
+OWN = {
+    "eager": {"runtime": "eager"},
+    "numba": {"runtime": "numba"},
+    "float16": {"runtime": "numba", "weights": "float16"},
+    "int8": {"runtime": "numba", "weights": "int8"},
+}
+"""Options of the `Streamer` in each row of our own."""
 
 
 class OpenEncoder(EncoderBlock):
@@ -261,14 +267,14 @@ def live(model: SlimModel, args: argparse.Namespace) -> dict:
 def offline(model: SlimModel, seconds: float, *, onnx: bool) -> dict[str, float]:
     """Whole signals; ms."""
     ufs = list(model.ufs)
-    whole = {("compiled", uf): offline_call(model, uf, seconds, "numba") for uf in ufs}
-    whole |= {("torch", uf): offline_call(model, uf, seconds, "eager") for uf in ufs}
+    whole = {("numba", uf): offline_call(model, uf, seconds, "numba") for uf in ufs}
+    whole |= {("eager", uf): offline_call(model, uf, seconds, "eager") for uf in ufs}
     whole[("mixture", 0.0)] = mixture_call(model, seconds)
     if onnx:
         whole |= {("onnx", uf): onnx_offline(model, uf, seconds) for uf in ufs}
     spent = dict(zip(whole, interleaved(list(whole.values()), 5), strict=True))
     result = {f"{name} {uf:g}": 1000 * median(times) for (name, uf), times in spent.items()}
-    expected = sum(share * result[f"compiled {uf:g}"] for uf, share in zip(ufs, MIXTURE, strict=True))
+    expected = sum(share * result[f"numba {uf:g}"] for uf, share in zip(ufs, MIXTURE, strict=True))
     return result | {"mixture over shares": result["mixture 0"] / expected}
 
 

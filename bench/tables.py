@@ -8,7 +8,9 @@ MACs are counted on the bundled weights as this script runs. Quality is read fro
 
     slimse evaluate NOISY CLEAN --budget 0.15 --budget 0.25 --budget 0.5 --budget 0.75 --json bench/results/quality.json
 
-writes, and which is measured again whenever the bundled weights change. Times on a GPU are read from the folders that
+writes, and which is measured again whenever the bundled weights change. ``live.json`` is what
+``python -m bench.streaming --json`` prints, ``tools.json`` what ``python -m bench.tools ... --json`` writes. Times on a
+GPU are read from the folders that
 `bench/gpu_run.sh` made and that lie in ``bench/results``.
 """
 
@@ -30,6 +32,8 @@ from slimse.profiling import ModelProfile, profile
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "docs/concepts.md", "docs/results.md", "docs/your-network.md")
 QUALITY = ROOT / "bench" / "results" / "quality.json"
+LIVE = ROOT / "bench" / "results" / "live.json"
+TOOLS = ROOT / "bench" / "results" / "tools.json"
 NETWORKS = ROOT / "bench" / "results" / "networks.json"
 PUBLISHED_MACS = (8_944, 15_664, 29_104, 55_985)
 """Per input sample, at UF 0.125, 0.25, 0.5 and 1.0 (arXiv 2507.04879)."""
@@ -112,6 +116,51 @@ def networks(rows: Sequence[dict[str, Any]]) -> str:
     return markdown(head, lines)
 
 
+def tool_quality(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Mean and interval of each score that `bench/tools.py` gave each tool."""
+    names = list(next(iter(found.values())))
+    head = ["", *(METRICS[name].heading or METRICS[name].title for name in names)]
+    rows = []
+    for tool, scores in found.items():
+        cells = [
+            f"{one['mean']:.{METRICS[name].digits}f} ± {one['half_width']:.{METRICS[name].digits}f}"
+            for name, one in scores.items()
+        ]
+        rows.append([tool, *cells])
+    return markdown(head, rows)
+
+
+def tool_times(found: Sequence[dict[str, Any]]) -> str:
+    """Times of a hop that `bench/tools.py` took, and their share of what the hop lasts."""
+    head = ["ms per hop", "hop", "back to back", "share", "paced", "share"]
+    rows = []
+    for row in found:
+        busy, paced, hop = row["busy"], row["paced"], row["hop"]
+        cells = [f"{busy:.2f}", f"{busy / hop:.1%}", f"{paced:.2f}", f"{paced / hop:.1%}"]
+        rows.append([row["stream"], f"{hop:.0f}", *cells])
+    return markdown(head, rows)
+
+
+LIVE_ROWS = {
+    "eager": "eager PyTorch, sliced weights",
+    "onnx": "ONNX Runtime, a session per UF",
+    "numba": "numba",
+    "float16": "numba, float16 weights",
+    "int8": "numba, int8 weights",
+}
+
+
+def live(found: dict[str, Any], kind: str) -> str:
+    """Times of a frame that `bench/streaming.py` took, ``kind`` being back to back or paced."""
+    ufs = [f"UF {uf:g}" for uf in slimse.PRESETS["paper"].ufs.values]
+    drawn = kind == "back to back"
+    rows = []
+    for name, title in LIVE_ROWS.items():
+        cells = [f"{ms:.2f}" for ms in found[kind][name]] + [f"{found[f'gain {kind}'][name]:.1f}"]
+        rows.append([title, *cells, *([f"{found['random'][name]['over the mean of the UFs']:.2f}"] if drawn else [])])
+    return markdown(["", *ufs, "gain", *(["mixed"] if drawn else [])], rows)
+
+
 def tables() -> dict[str, Callable[[], str]]:
     """What makes each table, by the name that documents use."""
     rows = json.loads(QUALITY.read_text(encoding="utf-8"))["means"]
@@ -120,6 +169,10 @@ def tables() -> dict[str, Callable[[], str]]:
         "macs": lambda: macs(profile(slimse.load())),
         "quality": lambda: quality(rows, [metric for metric in METRICS if metric in rows[0]]),
         "quality-short": lambda: quality(ends, SHORT),
+        "tools": lambda: tool_quality(json.loads(TOOLS.read_text(encoding="utf-8"))["quality"]),
+        "tool-times": lambda: tool_times(json.loads(TOOLS.read_text(encoding="utf-8"))["times"]),
+        "live": lambda: live(json.loads(LIVE.read_text(encoding="utf-8")), "back to back"),
+        "live-paced": lambda: live(json.loads(LIVE.read_text(encoding="utf-8")), "paced"),
         "networks": lambda: networks(json.loads(NETWORKS.read_text(encoding="utf-8"))),
         "gpu": lambda: on_gpus(QUALITY.parent, short=True),
         "gpu-times": lambda: on_gpus(QUALITY.parent, short=False),

@@ -2,7 +2,7 @@
 
     pytest bench/test_streaming.py --benchmark-json=live.json && python -m bench.report live.json --out bench/results
 
-On one CPU thread: ``slimse`` is the compiled path (also with int8 weights), ``sliced`` eager PyTorch on views of the
+On one CPU thread: ``slimse`` is the numba runtime (also with int8 weights), ``sliced`` eager PyTorch on views of the
 weights, ``compiled`` `torch.compile` with one graph per UF (needs a C++ compiler; minutes), ``onnx`` ONNX Runtime with
 one session per UF (needs onnx, onnxscript and onnxruntime). The first three hold the weights once, ONNX Runtime once
 per session.
@@ -21,9 +21,9 @@ from slimse.profiling import profile
 
 MODEL = SlimModel().eval().requires_grad_(False)
 IMPLEMENTATIONS = {
-    "slimse": ("compiled", "fp32"),
+    "slimse": ("numba", "fp32"),
     "slimse, int8": ("int8", "int8 weights"),
-    "sliced": ("torch", "fp32"),
+    "sliced": ("eager", "fp32"),
     "compiled": ("inductor", "fp32"),
     "onnx": ("onnx", "fp32"),
 }

@@ -12,10 +12,12 @@ get the sound resampled, which is not timed. ``noisereduce`` knows no streams, s
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
@@ -23,8 +25,10 @@ import torch
 
 import slimse
 from bench.peers import PEERS, Peer, Signal, Step
+from bench.tables import tool_quality, tool_times
 from slimse.audio.files import read_mono
-from slimse.evaluation import DEFAULT_METRICS, METRICS, check_metrics, find_pairs, interval, score
+from slimse.evaluation import DEFAULT_METRICS, check_metrics, find_pairs, interval, score
+from slimse.evaluation.evaluate import Pair
 from slimse.hub import DEFAULT
 
 RATE = 16_000
@@ -96,25 +100,27 @@ def times(steps: dict[str, tuple[int, int, Step]], noisy: Signal, rounds: int = 
     return {name: (float(np.median(busy)), float(np.median(paced))) for name, (busy, paced) in found.items()}
 
 
-def _print_quality(values: dict[str, list[list[float]]], names: tuple[str, ...], count: int) -> None:
-    print(f"means over {count} files, ± half widths of 95 % bootstrap intervals\n")
-    print(f"| tool | {' | '.join(METRICS[name].heading or METRICS[name].title for name in names)} |")
-    print(f"| --- |{' ---: |' * len(names)}")
+Quality = dict[str, dict[str, dict[str, float]]]
+"""By tool and metric: mean and half width of a 95 % bootstrap interval over files."""
+
+
+def quality(tools: dict[str, Tool], pairs: Sequence[Pair], names: Sequence[str]) -> Quality:
+    """Score all tools on all pairs."""
+    values: dict[str, list[list[float]]] = {tool: [] for tool in tools}
+    for pair in pairs:
+        noisy, clean = read_mono(pair.noisy, RATE), read_mono(pair.clean, RATE)
+        length = min(len(noisy), len(clean))
+        noisy, clean = noisy[:length], clean[:length]
+        for tool, enhance in tools.items():
+            scores = score(aligned(enhance(noisy), noisy), clean, names)
+            values[tool].append([scores.values[name] for name in names])
+    result: Quality = {}
     for tool, rows in values.items():
-        cells = []
-        for name, column in zip(names, zip(*rows, strict=True), strict=True):
-            found, digits = interval(column), METRICS[name].digits
-            cells.append(f"{found.mean:.{digits}f} ± {found.half_width:.{digits}f}")
-        print(f"| {tool} | {' | '.join(cells)} |")
-
-
-def _print_times(steps: dict[str, tuple[int, int, Step]], noisy: Signal) -> None:
-    print("\nms per hop, one thread, median; share of the time that the hop lasts\n")
-    print("| stream | hop, ms | back to back | share | paced | share |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-    for name, (busy, paced) in times(steps, noisy).items():
-        rate, hop, _ = steps[name]
-        last = 1000 * hop / rate
-        print(f"| {name} | {last:.0f} | {busy:.2f} | {busy / last:.1%} | {paced:.2f} | {paced / last:.1%} |")
+        found = [interval(column) for column in zip(*rows, strict=True)]
+        result[tool] = {
+            name: {"mean": one.mean, "half_width": one.half_width} for name, one in zip(names, found, strict=True)
+        }
+    return result
 
 
 def main() -> None:
@@ -129,6 +135,7 @@ def main() -> None:
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--only", choices=("quality", "speed"))
+    parser.add_argument("--json", type=Path, help="also write all numbers into this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = check_metrics(options.metrics.split(","))
@@ -153,18 +160,21 @@ def main() -> None:
         if options.int8:
             steps[f"{name}, int8"] = RATE, model.geometry.hop, slimse_step(model, uf, budget, "int8")
     pairs = find_pairs(options.noisy, options.clean)[: options.limit]
+    result: dict[str, Any] = {"files": len(pairs)}
     if options.only != "speed":
-        values: dict[str, list[list[float]]] = {tool: [] for tool in tools}
-        for pair in pairs:
-            noisy, clean = read_mono(pair.noisy, RATE), read_mono(pair.clean, RATE)
-            length = min(len(noisy), len(clean))
-            noisy, clean = noisy[:length], clean[:length]
-            for tool, enhance in tools.items():
-                scores = score(aligned(enhance(noisy), noisy), clean, names)
-                values[tool].append([scores.values[name] for name in names])
-        _print_quality(values, names, len(pairs))
+        result["quality"] = quality(tools, pairs, names)
+        print(f"means over {len(pairs)} files, ± half widths of 95 % bootstrap intervals\n")
+        print(tool_quality(result["quality"]))
     if options.only != "quality":
-        _print_times(steps, read_mono(pairs[0].noisy, RATE))
+        found = times(steps, read_mono(pairs[0].noisy, RATE))
+        result["times"] = [
+            {"stream": name, "hop": 1000 * hop / rate, "busy": found[name][0], "paced": found[name][1]}
+            for name, (rate, hop, _) in steps.items()
+        ]
+        print("one thread, medians\n")
+        print(tool_times(result["times"]))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

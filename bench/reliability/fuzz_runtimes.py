@@ -3,7 +3,7 @@
     python -m bench.reliability.fuzz_runtimes --minutes 10
 
 Runtimes: ``offline`` is eager PyTorch on the whole signal. ``stream`` and ``compiled stream`` are a `Streamer` of the
-eager and of the compiled path, ``half`` the latter with weights rounded to float16. ``batch`` and ``compiled batch``
+eager and of the numba runtime, ``half`` the latter with weights rounded to float16. ``batch`` and ``compiled batch``
 are a slot of a `StreamBatch` beside another. The reference is the same network in float64, offline.
 
 An error is the norm of the difference over the norm of the reference (``output``), or over the louder of reference and
