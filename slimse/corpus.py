@@ -6,20 +6,25 @@ import csv
 import multiprocessing
 import os
 import queue
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
+import numpy as np
 import torch
 
 from .atomic import written_whole
-from .audio.enhance import block_length, enhance_file
+from .audio.batch import KnownNetwork, run_together, shares_passes
+from .audio.enhance import block_length, open_for_file, write_enhanced
 from .audio.files import read_blocks, read_info, read_mono
 from .audio.jobs import Job
+from .audio.network import Network
 from .checkpoint import load
 from .model import SlimModel
 from .processes import worker_pool
@@ -27,7 +32,7 @@ from .processes import worker_pool
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 """What may be wrong with one file, its place on the disk, or its size on this machine, and leaves the others alone."""
 _PARALLEL_AT_ONCE = 64
-"""Files per process that are handed out before the first of them is back."""
+"""Groups of files per process that are handed out before the first of them is back."""
 
 
 class Settings(NamedTuple):
@@ -44,6 +49,9 @@ class Settings(NamedTuple):
     """Leave outputs alone that read back whole and are as long as their inputs; those that are not are made anew."""
     dnsmos: bool = False
     """Estimate P.808 and OVRL of each output."""
+    batch: float = 0.0
+    """Seconds of sound, padding included, that one pass of the network takes at most from several short files, see
+    `group_jobs`. 0: one file after the other."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,24 @@ class Outcome:
     error: str = ""
 
 
+_Finished = tuple[Job, Outcome, BaseException | None]
+
+
 def enhance_job(
-    job: Job, settings: Settings, model: SlimModel, progress: Callable[[float], object] | None = None
+    job: Job,
+    settings: Settings,
+    model: SlimModel,
+    progress: Callable[[float], object] | None = None,
+    network: Network | None = None,
 ) -> Outcome:
     """Enhance one file, or find that it has been.
+
+    Args:
+        job: what to read and write.
+        settings: how.
+        model: of ``settings.weights``.
+        progress: called with the seconds of each block that is done.
+        network: what ran on the file already. None runs ``model`` on it.
 
     Raises:
         ValueError, OSError, RuntimeError, MemoryError: for what is wrong with this file; others may be fine.
@@ -80,12 +102,12 @@ def enhance_job(
         if is_whole(job.source, job.target):
             return Outcome(source, target, "skipped")
         force = True
-    done = enhance_file(
+    opened = partial(open_for_file, job.source, model, settings.uf, settings.budget)
+    done = write_enhanced(
         job.source,
         job.target,
-        model,
-        settings.uf,
-        budget=settings.budget,
+        opened if network is None else lambda _: network,
+        model.sample_rate,
         dry=settings.dry,
         force=force,
         progress=progress,
@@ -116,13 +138,74 @@ def is_whole(source: Path, target: Path) -> bool:
     return abs(samples - info.frames) <= (0 if exact else info.sample_rate // 2)
 
 
+def group_jobs(plan: Sequence[Job], settings: Settings, model: SlimModel) -> list[list[Job]]:
+    """Files that go through the network together, from their headers.
+
+    A group has one channel and one sample rate, is sorted by length, and its longest file times its number of files is
+    ``settings.batch`` at most. Longer files, those of several channels, those that cannot be read or whose output is
+    there, and all files of a model that needs the whole signal are groups of their own, and come first.
+    """
+    if not settings.batch or not shares_passes(model):
+        return [[job] for job in plan]
+    groups, short = [], []
+    for job in plan:
+        with suppress(ValueError, OSError):
+            info = read_info(job.source)
+            fits = info.channels == 1 and 0 < info.frames <= settings.batch * info.sample_rate
+            if fits and (settings.force or not os.path.lexists(job.target)):
+                short.append((info.sample_rate, info.frames, job))
+                continue
+        groups.append([job])
+    last = 0
+    for rate, frames, job in sorted(short):
+        if rate == last and frames * (len(groups[-1]) + 1) <= settings.batch * rate:
+            groups[-1].append(job)
+        else:
+            groups.append([job])
+        last = rate
+    return groups
+
+
+def enhance_jobs(
+    jobs: Sequence[Job], settings: Settings, model: SlimModel, progress: Callable[[float], object] | None = None
+) -> Iterator[_Finished]:
+    """Enhance a group of files, in one pass of the network if there are several; failures are told, not raised."""
+    networks = _run_group(jobs, settings, model) if len(jobs) > 1 else {}
+    for job in jobs:
+        try:
+            outcome, error = enhance_job(job, settings, model, progress, networks.pop(job, None)), None
+        except FAILURES as failure:
+            outcome, error = _failed(job, failure), failure
+        yield job, outcome, error
+
+
+def _run_group(jobs: Sequence[Job], settings: Settings, model: SlimModel) -> dict[Job, KnownNetwork]:
+    """Networks of the files that could be read whole; what is wrong with the others is found when each is its turn."""
+    signals = {}
+    try:
+        for job in jobs:
+            with suppress(ValueError, OSError):
+                info = read_info(job.source)
+                signal = next(read_blocks(job.source, info.frames))
+                if signal.shape == (1, info.frames) and np.isfinite(signal).all():
+                    signals[job], rate = signal, info.sample_rate
+        if len(signals) < 2:
+            return {}
+        known = run_together(list(signals.values()), rate, model, settings.uf, settings.budget)
+    except (RuntimeError, MemoryError) as error:
+        message = f"a pass of {len(signals)} files failed, they run one by one: {error or type(error).__name__}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return {}
+    return dict(zip(signals, known, strict=True))
+
+
 def run_jobs(
     plan: Sequence[Job],
     settings: Settings,
     model: SlimModel,
     processes: int,
     advance: Callable[[float], object] = lambda seconds: None,
-) -> Iterator[tuple[Job, Outcome, BaseException | None]]:
+) -> Iterator[_Finished]:
     """Enhance files, and give what became of each as soon as it is known, failures included.
 
     Args:
@@ -132,16 +215,13 @@ def run_jobs(
         processes: how many work at once, each with one thread.
         advance: called with the seconds of sound that are done.
     """
-    processes = min(processes, len(plan))
+    groups = group_jobs(plan, settings, model)
+    processes = min(processes, len(groups))
     if processes > 1:
-        yield from _run_parallel(plan, settings, processes, advance)
+        yield from _run_parallel(groups, settings, processes, advance)
         return
-    for job in plan:
-        try:
-            outcome, error = enhance_job(job, settings, model, advance), None
-        except FAILURES as failure:
-            outcome, error = _failed(job, failure), failure
-        yield job, outcome, error
+    for group in groups:
+        yield from enhance_jobs(group, settings, model, advance)
 
 
 def _failed(job: Job, error: BaseException) -> Outcome:
@@ -163,33 +243,33 @@ def _start_worker(settings: Settings, numbers: Any, ticks: Any) -> None:
     _Worker.model = load(settings.weights, device=device)
 
 
-def _work(job: Job) -> Outcome:
-    return enhance_job(job, _Worker.settings, _Worker.model, _Worker.progress)
+def _work(group: Sequence[Job]) -> list[_Finished]:
+    return list(enhance_jobs(group, _Worker.settings, _Worker.model, _Worker.progress))
 
 
 def _run_parallel(
-    plan: Sequence[Job], settings: Settings, processes: int, advance: Callable[[float], object]
-) -> Iterator[tuple[Job, Outcome, BaseException | None]]:
+    groups: Sequence[Sequence[Job]], settings: Settings, processes: int, advance: Callable[[float], object]
+) -> Iterator[_Finished]:
     context = multiprocessing.get_context("spawn")
     ticks, numbers = context.Queue(), context.Queue()
     for number in range(processes):
         numbers.put(number)
     with worker_pool(processes, _start_worker, settings, numbers, ticks) as submit:
-        rest = iter(plan)
-        waiting: dict[Future[Outcome], Job] = {}
+        rest = iter(groups)
+        waiting: dict[Future[list[_Finished]], Sequence[Job]] = {}
         while True:
             # A few at a time: to wait for thousands of calls at once takes longer than short files do.
-            while len(waiting) < processes * _PARALLEL_AT_ONCE and (job := next(rest, None)) is not None:
-                waiting[submit(_work, job)] = job
+            while len(waiting) < processes * _PARALLEL_AT_ONCE and (group := next(rest, None)) is not None:
+                waiting[submit(_work, group)] = group
             if not waiting:
                 return
             done, _ = wait(waiting, timeout=0.1, return_when="FIRST_COMPLETED")
             advance(_drain(ticks))
             for future in [future for future in waiting if future in done]:
-                job, error = waiting.pop(future), future.exception()
+                group, error = waiting.pop(future), future.exception()
                 if error is not None and not isinstance(error, FAILURES):
                     raise error
-                yield job, future.result() if error is None else _failed(job, error), error
+                yield from future.result() if error is None else [(job, _failed(job, error), error) for job in group]
 
 
 def _drain(ticks: Any) -> float:

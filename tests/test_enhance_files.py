@@ -191,6 +191,7 @@ def test_existing_files_are_failures_unless_forced(tmp_path: Path, weights: str)
         (["--weights", "no-such-weights"], "no-such-weights"),
         (["--device", "abacus"], "device 'abacus'"),
         (["--jobs", "0"], "jobs"),
+        (["--batch", "nan"], "--batch nan: expected seconds"),
         (["missing.wav"], "missing.wav: no such file"),
     ],
 )
@@ -215,7 +216,7 @@ def test_several_processes_do_the_same_as_one(tmp_path: Path, weights: str) -> N
         write(tmp_path / f"in/{index}.wav", 5000 + index, 44_100)
     (tmp_path / "in/bad.wav").write_bytes(b"no sound")
     one = cli(tmp_path / "in", "-o", tmp_path / "one", "--weights", weights)
-    two = cli(tmp_path / "in", "-o", tmp_path / "two", "--weights", weights, "--jobs", 2)
+    two = cli(tmp_path / "in", "-o", tmp_path / "two", "--weights", weights, "--jobs", 2, "--batch", 0.3)
     assert (one[0], two[0]) == (1, 1)
     assert len(two[1].splitlines()) == 3 and "bad.wav: cannot be read" in two[2]
     for index in range(3):

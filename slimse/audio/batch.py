@@ -9,26 +9,31 @@ import torch
 from torch import Tensor
 
 from ..model import SlimModel
-from .enhance import Enhancer, Sound, bundled, dry_share, enhance
+from .enhance import Enhancer, Sound, bundled, dry_share, end_padding, enhance
 from .files import check_rate
 from .network import Array, Resampler, to_array
 
 
-class _Known:
+class KnownNetwork:
     """A network whose outputs are known already: an `Enhancer` adds what its rate cannot carry."""
 
-    def __init__(self) -> None:
-        self.output, self._given = np.zeros((1, 0), np.float32), 0
+    def __init__(self, output: Array, ufs: Array) -> None:
+        self._output, self._ufs, self._given = output, ufs, 0
 
     def feed(self, chunk: Array) -> Array:
+        """Take a chunk of what it ran on, give back what became of it."""
         start, self._given = self._given, self._given + chunk.shape[1]
-        return self.output[:, start : self._given]
+        if self._given > self._output.shape[1]:
+            raise ValueError("the signal is longer than the one that the network ran on: did it change meanwhile?")
+        return self._output[:, start : self._given]
 
     def flush(self) -> Array:
-        return self.output[:, self._given :]
+        """Give back the rest."""
+        return self._output[:, self._given :]
 
     def ufs(self) -> Array:
-        return np.zeros(0, np.float32)
+        """The UFs of its frames, ``[frames]``."""
+        return self._ufs
 
 
 def enhance_batch(
@@ -77,16 +82,12 @@ def enhance_batch(
             raise ValueError(f"audio[{index}] holds a sample that is not finite")
     network = bundled(tensor.device) if model is None else model
     out = np.zeros(tuple(tensor.shape), np.float32)
-    if network.causal and network.config.level != "signal":
-        known = [_Known() for _ in signals]
-        enhancers = [Enhancer(each, rate, 1, dry=share, model_rate=network.sample_rate) for each in known]
-        low = [_lowered(signal, rate, network.sample_rate, enhancers[0].padding) for signal in signals]
-        for each, output in zip(known, _run(network, low, uf, budget), strict=True):
-            each.output = output
-        for row, signal, enhancer in zip(out, signals, enhancers, strict=True):
+    if shares_passes(network):
+        known = run_together(signals, rate, network, uf, budget)
+        for row, signal, each in zip(out, signals, known, strict=True):
+            enhancer = Enhancer(each, rate, 1, dry=share, model_rate=network.sample_rate)
             row[: signal.shape[1]] = np.concatenate([enhancer.feed(signal), enhancer.flush()], axis=1)[0]
     else:
-        # What such a model makes of a sample depends on the whole signal, and padding would be a part of it.
         for row, signal in zip(out, signals, strict=True):
             row[: signal.shape[1]] = enhance(signal[0], rate, uf, budget=budget, model=network, dry=share)
     if isinstance(audio, Tensor):
@@ -103,19 +104,38 @@ def _checked_lengths(lengths: Sequence[int] | Tensor | None, signals: int, sampl
     return found
 
 
-def _lowered(signal: Array, rate: int, model_rate: int, padding: int) -> Array:
-    """The signal at the model's rate, ``[1, n]``, as an `Enhancer` hands it to the network."""
-    padded = np.pad(signal, ((0, 0), (0, padding)))
-    return Resampler(rate, model_rate, 1)(padded, last=True)
+def shares_passes(model: SlimModel) -> bool:
+    """Whether signals of different lengths can run in one pass.
+
+    Not where what the model makes of a sample depends on the whole signal: padding would be a part of it.
+    """
+    return model.causal and model.config.level != "signal"
 
 
 @torch.no_grad()
-def _run(model: SlimModel, signals: list[Array], uf: float | None, budget: float | None) -> list[Array]:
-    """Outputs of signals ``[1, n]`` at the model's rate, in one pass."""
-    longest = max(signal.shape[1] for signal in signals)
+def run_together(
+    signals: Sequence[Array], sample_rate: int, model: SlimModel, uf: float | None, budget: float | None
+) -> list[KnownNetwork]:
+    """Run a model that `shares_passes` on signals ``[1, n]`` in one pass; give what an `Enhancer` asks of each."""
+    low = [_lowered(signal, sample_rate, model.sample_rate) for signal in signals]
     device = next(model.parameters()).device
-    batch = torch.zeros(len(signals), 1, longest, device=device)
-    for row, signal in zip(batch, signals, strict=True):
+    batch = torch.zeros(len(low), 1, max(signal.shape[1] for signal in low), device=device)
+    for row, signal in zip(batch, low, strict=True):
         row[:, : signal.shape[1]] = torch.from_numpy(signal).to(device)
-    enhanced = model(batch, uf, budget)
-    return [to_array(row[:, : signal.shape[1]]) for row, signal in zip(enhanced, signals, strict=True)]
+    width: float | Tensor = 1.0 if uf is None else uf
+    if budget is not None:
+        model.request(uf, budget, len(low))
+        width = model.route(batch, budget)
+    enhanced = to_array(model(batch, width))
+    frames = model.geometry.frames(batch.shape[2])
+    ufs = to_array(torch.as_tensor(width).expand(len(low), frames))
+    return [
+        KnownNetwork(out[:, :length], chosen[: model.geometry.frames(length)])
+        for out, chosen, length in zip(enhanced, ufs, (signal.shape[1] for signal in low), strict=True)
+    ]
+
+
+def _lowered(signal: Array, rate: int, model_rate: int) -> Array:
+    """The signal at the model's rate, ``[1, n]``, as an `Enhancer` hands it to the network."""
+    padded = np.pad(signal, ((0, 0), (0, end_padding(rate, model_rate))))
+    return Resampler(rate, model_rate, 1)(padded, last=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checkpoint import load
 from ..model import SlimModel
-from .files import check_rate, read_blocks, read_info, read_tags
+from .files import FileInfo, check_rate, read_blocks, read_info, read_tags
 from .network import Array, Network, Resampler, deviation, open_network, to_array
 from .spectral import BandGain, Fifo, SharedMask
 from .writing import AtomicWriter
@@ -63,8 +63,7 @@ class Enhancer:
         self._gain = BandGain(sample_rate, model_rate)
         self._input, self._low, self._masked_low = Fifo(channels), Fifo(channels), Fifo(channels)
         self._risen = Fifo(2 * channels)
-        # Samples. Rounded lengths must not leave the output short of a sample: silence behind the end, cut off again.
-        self.padding = 2 + sample_rate // model_rate if self._resamples else 0
+        self.padding = end_padding(sample_rate, model_rate)
         self.received = 0
         self.emitted = 0
 
@@ -144,6 +143,11 @@ class Enhancer:
         gain = self._gain.at(self._risen.popped - risen.shape[1], risen.shape[1])
         lost = original - risen[: self.channels]
         return risen[self.channels :] + gain * lost, original
+
+
+def end_padding(sample_rate: int, model_rate: int) -> int:
+    """Samples of silence behind the end, cut off again: rounded lengths must not leave the output short of a sample."""
+    return 2 + sample_rate // model_rate if sample_rate != model_rate else 0
 
 
 def dry_share(dry: float | None = None, attenuation_limit: float | None = None) -> float:
@@ -313,17 +317,48 @@ def enhance_file(
         ValueError: if the file cannot be read or written, or holds no, or no finite, samples; the message names it.
 
     """
-    source, target = Path(source), Path(target)
+    source = Path(source)
     model = bundled(torch.device("cpu")) if model is None else model
+    opened = partial(open_for_file, source, model, uf, budget)
+    return write_enhanced(source, Path(target), opened, model.sample_rate, dry=dry, force=force, progress=progress)
+
+
+def open_for_file(source: Path, model: SlimModel, uf: float | None, budget: float | None, info: FileInfo) -> Network:
+    """Open ``model`` for a file, whose level it measures first where the model needs that."""
+    std = None
+    if _needs_deviation(model):
+        blocks = read_blocks(source, block_length(info.sample_rate, info.channels))
+        std = deviation(blocks, info.sample_rate, info.channels, model.sample_rate)
+    return open_network(model, info.channels, uf, budget=budget, input_std=std)
+
+
+def write_enhanced(
+    source: Path,
+    target: Path,
+    opened: Callable[[FileInfo], Network],
+    model_rate: int,
+    *,
+    dry: float,
+    force: bool,
+    progress: Callable[[float], object] | None,
+) -> EnhancedFile:
+    """Write what a network makes of a file, as `enhance_file` tells.
+
+    Args:
+        source: file to read.
+        target: file to write.
+        opened: gives the network for a file of such a header.
+        model_rate: the network's rate, Hz.
+        dry: as of `enhance_file`.
+        force: as of `enhance_file`.
+        progress: as of `enhance_file`.
+    """
     before, after = _Level(), _Level()
     info = read_info(source)
     step = block_length(info.sample_rate, info.channels)
-    std = None
     with AtomicWriter(target, info, tags=read_tags(source), force=force) as writer:
-        if _needs_deviation(model):
-            std = deviation(read_blocks(source, step), info.sample_rate, info.channels, model.sample_rate)
-        network = open_network(model, info.channels, uf, budget=budget, input_std=std)
-        enhancer = Enhancer(network, info.sample_rate, info.channels, dry=dry, model_rate=model.sample_rate)
+        network = opened(info)
+        enhancer = Enhancer(network, info.sample_rate, info.channels, dry=dry, model_rate=model_rate)
         for block in read_blocks(source, step):
             writer.write(after.add(_named(source, enhancer.feed, before.add(block))))
             if progress is not None:

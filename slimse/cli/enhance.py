@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from contextlib import ExitStack, suppress
@@ -134,6 +135,10 @@ def enhance(
         int | None,
         typer.Option(help="Files at the same time, each in a process with one thread. Default: one per device.", min=1),
     ] = None,
+    batch: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Run short mono files together, so much sound at a time. 0: one by one."),
+    ] = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Skip outputs that exist and are complete, to resume a run.")
@@ -158,13 +163,14 @@ def enhance(
     from ..corpus import ResultsFile, Settings, run_jobs
 
     share = dry_share(dry, None if attenuation_limit is None else _decibels(attenuation_limit))
-    _check_options(force=force, skip_existing=skip_existing, dnsmos=dnsmos, results=results)
+    _check_options(batch, force=force, skip_existing=skip_existing, dnsmos=dnsmos, results=results)
     refused: list[ValueError] = []
     plan = plan_jobs(inputs, output, failed=refused.append)
     devices = tuple(name.strip() for name in device.split(","))
     first, *_ = [_usable(name) for name in devices]
     model = load(weights, device=first)
-    settings = Settings(weights, devices, *_width(model, uf, budget, quality), share, force, skip_existing, dnsmos)
+    width = _width(model, uf, budget, quality)
+    settings = Settings(weights, devices, *width, share, force, skip_existing, dnsmos, batch)
     make_ready(model)
     report = _Report(plan)
     with ExitStack() as stack:
@@ -183,7 +189,9 @@ def enhance(
         raise typer.Exit(1)
 
 
-def _check_options(*, force: bool, skip_existing: bool, dnsmos: bool, results: Path | None) -> None:
+def _check_options(batch: float, *, force: bool, skip_existing: bool, dnsmos: bool, results: Path | None) -> None:
+    if not 0 <= batch < math.inf:
+        raise ValueError(f"--batch {batch:g}: expected seconds of sound, or 0 for one file after the other")
     if force and skip_existing:
         raise ValueError("--force and --skip-existing exclude each other: expected one of them at most")
     if dnsmos and results is None:

@@ -45,7 +45,7 @@ def enhance_files(
     Args:
         inputs: as of ``slimse enhance``.
         output: folder, or None for ``name.enhanced.suffix`` beside each input.
-        settings: the first of its devices is each worker's.
+        settings: the first of its devices is each worker's; ``batch`` has no effect, each file is a call of its own.
         workers: processes over the whole cluster.
         gpus: of a worker; may be a share of one.
 
