@@ -50,8 +50,8 @@ class Settings(NamedTuple):
     dnsmos: bool = False
     """Estimate P.808 and OVRL of each output."""
     batch: float = 0.0
-    """Seconds of sound, padding included, that one pass of the network takes at most from several short files, see
-    `group_jobs`. 0: one file after the other."""
+    """Seconds of sound, padding included, that a pass of the network takes at most from several short files, see
+    `group_jobs`; the last 50 ms of padded ones differ, as in `slimse.enhance_batch`. 0: one file after the other."""
 
 
 @dataclass(frozen=True)
@@ -186,13 +186,13 @@ def _run_group(jobs: Sequence[Job], settings: Settings, model: SlimModel) -> dic
         for job in jobs:
             with suppress(ValueError, OSError):
                 info = read_info(job.source)
-                signal = next(read_blocks(job.source, info.frames))
-                if signal.shape == (1, info.frames) and np.isfinite(signal).all():
+                signal = next(read_blocks(job.source, info.frames), None)
+                if signal is not None and signal.shape == (1, info.frames) and np.isfinite(signal).all():
                     signals[job], rate = signal, info.sample_rate
         if len(signals) < 2:
             return {}
         known = run_together(list(signals.values()), rate, model, settings.uf, settings.budget)
-    except (RuntimeError, MemoryError) as error:
+    except FAILURES as error:
         message = f"a pass of {len(signals)} files failed, they run one by one: {error or type(error).__name__}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         return {}

@@ -46,7 +46,7 @@ def enhance_batch(
     model: SlimModel | None = None,
     dry: float | None = None,
 ) -> Sound:
-    """Enhance mono signals of different lengths together; on a GPU that is much quicker than one by one.
+    """Enhance mono signals of different lengths together, in one pass of the network.
 
     Every signal becomes what `enhance` makes of it alone, up to rounding; except for the last 50 ms of one that is
     shorter than ``T``, to which the frames behind its end contribute here. Resampling spreads that difference: before
