@@ -193,7 +193,7 @@ def _run_group(jobs: Sequence[Job], settings: Settings, model: SlimModel) -> dic
             return {}
         known = run_together(list(signals.values()), rate, model, settings.uf, settings.budget)
     except FAILURES as error:
-        message = f"a pass of {len(signals)} files failed, they run one by one: {error or type(error).__name__}"
+        message = f"a pass of {len(signals)} files failed, they run one by one: {str(error) or type(error).__name__}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         return {}
     return dict(zip(signals, known, strict=True))

@@ -216,12 +216,12 @@ def test_a_group_leaves_outputs_alone_that_are_there(folder, model, passes):
 
 def test_a_failed_pass_leaves_its_files_to_run_one_by_one(folder, model, monkeypatch):
     def fail(*_):
-        raise RuntimeError("out of memory")
+        raise MemoryError
 
     monkeypatch.setattr(corpus, "run_together", fail)
     alone, together = plan_jobs([folder / "in"], folder / "alone"), plan_jobs([folder / "in"], folder / "together")
     list(run_jobs(alone, Settings(""), model, 1))
-    with pytest.warns(RuntimeWarning, match="a pass of 3 files failed, they run one by one: out of memory"):
+    with pytest.warns(RuntimeWarning, match="a pass of 3 files failed, they run one by one: MemoryError"):
         found = list(run_jobs(together, Settings("", batch=1.0), model, 1))
     assert [outcome.status for _, outcome, _ in found] == ["enhanced"] * 3
     for one, other in zip(alone, together, strict=True):
