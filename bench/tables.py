@@ -9,9 +9,8 @@ MACs are counted on the bundled weights as this script runs. Quality is read fro
     slimse evaluate NOISY CLEAN --budget 0.15 --budget 0.25 --budget 0.5 --budget 0.75 --json bench/results/quality.json
 
 writes, and which is measured again whenever the bundled weights change. ``live.json`` is what
-``python -m bench.streaming --json`` prints, ``tools.json`` what ``python -m bench.tools ... --json`` writes. Times on a
-GPU are read from the folders that
-`bench/gpu_run.sh` made and that lie in ``bench/results``.
+``python -m bench.streaming --json`` prints, ``tools.json`` and ``tool-times.json`` are what ``python -m bench.tools``
+writes with ``--json``. Times on a GPU are read from the folders that `bench/gpu_run.sh` made in ``bench/results``.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ DOCUMENTS = ("README.md", "docs/concepts.md", "docs/results.md", "docs/your-netw
 QUALITY = ROOT / "bench" / "results" / "quality.json"
 LIVE = ROOT / "bench" / "results" / "live.json"
 TOOLS = ROOT / "bench" / "results" / "tools.json"
+TOOL_TIMES = ROOT / "bench" / "results" / "tool-times.json"
 NETWORKS = ROOT / "bench" / "results" / "networks.json"
 PUBLISHED_MACS = (8_944, 15_664, 29_104, 55_985)
 """Per input sample, at UF 0.125, 0.25, 0.5 and 1.0 (arXiv 2507.04879)."""
@@ -170,7 +170,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "quality": lambda: quality(rows, [metric for metric in METRICS if metric in rows[0]]),
         "quality-short": lambda: quality(ends, SHORT),
         "tools": lambda: tool_quality(json.loads(TOOLS.read_text(encoding="utf-8"))["quality"]),
-        "tool-times": lambda: tool_times(json.loads(TOOLS.read_text(encoding="utf-8"))["times"]),
+        "tool-times": lambda: tool_times(json.loads(TOOL_TIMES.read_text(encoding="utf-8"))["times"]),
         "live": lambda: live(json.loads(LIVE.read_text(encoding="utf-8")), "back to back"),
         "live-paced": lambda: live(json.loads(LIVE.read_text(encoding="utf-8")), "paced"),
         "networks": lambda: networks(json.loads(NETWORKS.read_text(encoding="utf-8"))),
