@@ -19,12 +19,10 @@ import numpy as np
 import onnxruntime
 
 from slimse import OnnxStreamer, load
-from slimse.audio.files import read_mono
 from slimse.benchmark import Call, interleaved, noisy_clip
-from slimse.evaluation import METRICS, find_pairs
-from slimse.evaluation.evaluate import Pair
+from slimse.evaluation import METRICS, Pair, find_pairs, read_pair
 from slimse.evaluation.intervals import interval
-from slimse.evaluation.metrics import SAMPLE_RATE, score
+from slimse.evaluation.metrics import score
 from slimse.export import export
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -40,7 +38,7 @@ def scores(session: onnxruntime.InferenceSession, pairs: Sequence[Pair]) -> dict
     """By metric, of what a stream makes of every pair."""
     found: dict[str, list[float]] = {name: [] for name in NAMES}
     for pair in pairs:
-        noisy, clean = read_mono(pair.noisy, SAMPLE_RATE), read_mono(pair.clean, SAMPLE_RATE)
+        noisy, clean = read_pair(pair)
         streamer = OnnxStreamer(session)
         enhanced = np.concatenate([streamer.feed(noisy), streamer.flush()])
         values = score(enhanced, clean, NAMES).values

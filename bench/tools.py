@@ -27,8 +27,7 @@ import slimse
 from bench.peers import PEERS, Peer, Signal, Step
 from bench.tables import tool_quality, tool_times
 from slimse.audio.files import read_mono
-from slimse.evaluation import DEFAULT_METRICS, check_metrics, find_pairs, interval, score
-from slimse.evaluation.evaluate import Pair
+from slimse.evaluation import DEFAULT_METRICS, Pair, check_metrics, find_pairs, interval, read_pair, score
 from slimse.hub import DEFAULT
 
 RATE = 16_000
@@ -116,9 +115,7 @@ def quality(tools: dict[str, Tool], pairs: Sequence[Pair], names: Sequence[str])
     """Score all tools on all pairs."""
     values: dict[str, list[list[float]]] = {tool: [] for tool in tools}
     for pair in pairs:
-        noisy, clean = read_mono(pair.noisy, RATE), read_mono(pair.clean, RATE)
-        length = min(len(noisy), len(clean))
-        noisy, clean = noisy[:length], clean[:length]
+        noisy, clean = read_pair(pair)
         for tool, enhance in tools.items():
             scores = score(aligned(enhance(noisy), noisy), clean, names)
             values[tool].append([scores.values[name] for name in names])

@@ -81,6 +81,9 @@ def test_the_pair_that_is_traced_is_near_0_db_and_steady(folders, tmp_path):
     for kind, audio in (("noisy", clean + bursts), ("clean", clean)):
         (tmp_path / kind).mkdir()
         soundfile.write(tmp_path / kind / "bursts.wav", audio, 16_000)
+    # Files that are not aligned are left to the evaluation, which names them.
+    soundfile.write(tmp_path / "noisy" / "longer.wav", np.tile(noisy, 2), 16_000)
+    soundfile.write(tmp_path / "clean" / "longer.wav", clean, 16_000)
     bursting = find_pairs(tmp_path / "noisy", tmp_path / "clean")
     chosen, long = page._pairs_to_trace([*bursting, *pairs])
     assert chosen.name == "b" and len(long) == 4

@@ -1,6 +1,6 @@
 """Scores of noisy and enhanced speech against clean speech."""
 
-from .evaluate import evaluate_pairs, find_pairs
+from .evaluate import Pair, evaluate_pairs, find_pairs, read_pair
 from .intervals import Interval, interval
 from .metrics import DEFAULT_METRICS, METRICS, Metric, check_metrics, score
 from .results import Dynamic, FileScores, MeanScores, Report
@@ -13,10 +13,12 @@ __all__ = [
     "Interval",
     "MeanScores",
     "Metric",
+    "Pair",
     "Report",
     "check_metrics",
     "evaluate_pairs",
     "find_pairs",
     "interval",
+    "read_pair",
     "score",
 ]

@@ -15,7 +15,7 @@ from ..audio.files import find_files, read_mono
 from ..model import SlimModel
 from ..processes import worker_pool
 from ..profiling import profile
-from .metrics import DEFAULT_METRICS, SAMPLE_RATE, check_metrics, score
+from .metrics import DEFAULT_METRICS, SAMPLE_RATE, Signal, check_metrics, score
 from .results import Dynamic, Failure, FileScores, Report
 
 
@@ -62,6 +62,23 @@ def find_pairs(noisy: str | os.PathLike[str], clean: str | os.PathLike[str]) -> 
     return [Pair(name, left[name], right[name]) for name in sorted(left)]
 
 
+def read_pair(pair: Pair) -> tuple[Signal, Signal]:
+    """Noisy and clean, ``[n]`` each, in mono at the rate of the scores.
+
+    Raises:
+        ValueError: for a file that cannot be read, and for two that differ in length; the message names them.
+    """
+    noisy, clean = read_mono(pair.noisy, SAMPLE_RATE), read_mono(pair.clean, SAMPLE_RATE)
+    # Resampling from different rates may round to lengths a few samples apart.
+    if abs(len(noisy) - len(clean)) > SAMPLE_RATE // 1000 or not len(noisy) or not len(clean):
+        raise ValueError(
+            f"{pair.noisy} has {len(noisy)} samples at {SAMPLE_RATE} Hz and {pair.clean} has {len(clean)}: "
+            "expected aligned files of one length"
+        )
+    length = min(len(noisy), len(clean))
+    return noisy[:length], clean[:length]
+
+
 @dataclass(frozen=True)
 class _Job:
     """What scoring a pair needs besides the pair."""
@@ -81,15 +98,7 @@ class _Job:
 
     def scores(self, pair: Pair) -> list[FileScores]:
         """Scores of the noisy input and of the output at each UF."""
-        noisy, clean = read_mono(pair.noisy, SAMPLE_RATE), read_mono(pair.clean, SAMPLE_RATE)
-        # Resampling from different rates may round to lengths a few samples apart.
-        if abs(len(noisy) - len(clean)) > SAMPLE_RATE // 1000 or not len(noisy) or not len(clean):
-            raise ValueError(
-                f"{pair.noisy} has {len(noisy)} samples at {SAMPLE_RATE} Hz and {pair.clean} has {len(clean)}: "
-                "expected aligned files of one length"
-            )
-        length = min(len(noisy), len(clean))
-        noisy, clean = noisy[:length], clean[:length]
+        noisy, clean = read_pair(pair)
         rows = [FileScores(pair.name, None, score(noisy, clean, self.metrics))]
         for uf in self.ufs:
             assert self.model is not None

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..audio.files import read_mono
 from ..demo_page import player
-from ..evaluation import METRICS, Dynamic, Report
-from ..evaluation.evaluate import Pair
+from ..evaluation import METRICS, Dynamic, Pair, Report, read_pair
 from ..evaluation.metrics import SAMPLE_RATE
 from ..evaluation.results import Width, label
 from ..model import SlimModel
@@ -44,13 +42,6 @@ def listening_part(model: SlimModel, report: Report, pairs: Sequence[Pair], budg
         f"<p>The first {SECONDS} s of the noisiest, the middle and the cleanest of the files. Start a player while "
         f"another one plays: it goes on at the same place. Scores are of the whole file.</p>{''.join(parts)}"
     )
-
-
-def read_pair(pair: Pair) -> tuple[Signal, Signal]:
-    """Noisy and clean, ``[n]`` each, in mono at the rate of the scores."""
-    noisy, clean = read_mono(pair.noisy, SAMPLE_RATE), read_mono(pair.clean, SAMPLE_RATE)
-    length = min(len(noisy), len(clean))
-    return noisy[:length], clean[:length]
 
 
 def _chosen(report: Report) -> list[tuple[str, str]]:

@@ -14,14 +14,13 @@ import numpy as np
 from .. import __version__
 from ..atomic import written_whole
 from ..demo_page import PLAYER_SCRIPT
-from ..evaluation import METRICS, Report, evaluate_pairs
-from ..evaluation.evaluate import Pair
+from ..evaluation import METRICS, Pair, Report, evaluate_pairs, read_pair
 from ..evaluation.metrics import SAMPLE_RATE
 from ..evaluation.results import label, versions
 from ..evaluation.routing import sentences, summarise
 from ..model import SlimModel
 from .figures import draw_front, draw_scatter, draw_shares, draw_trace
-from .listening import listening_part, read_pair
+from .listening import listening_part
 from .trace import drop_effect, trace_drop
 
 METRIC_NAMES = ("pesq", "stoi", "si_sdr", "p808")

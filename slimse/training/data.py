@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from ..audio.files import read_mono
-from ..evaluation.evaluate import Pair as FilePair
-from ..evaluation.evaluate import find_pairs
+from ..evaluation import Pair as FilePair
+from ..evaluation import find_pairs
 from ..processes import end_with_parent
 from .bank import Bank, load_devices, load_rooms
 from .config import TrainConfig
