@@ -5,10 +5,10 @@
 
 Chunks, widths, budgets, kinds of sound and levels are drawn at random. Every ``--every`` minutes of sound, a window is
 compared: its start with the network in float64 from the stream's own state (``exact``: rounding), and its last five
-seconds with a stream that heard nothing but the window (``fresh``: what is left of all that came before, which must be
-nothing). Both are relative to the louder of output and input: a noise that is taken away still leaves its rounding.
-``level`` compares the running levels of these two. ``memory`` is of the process, MB. The processor's
-time of a frame at UF 1 in digital silence is compared with that in noise.
+seconds with a stream that heard nothing but the window (``fresh``: what recurrent units keep of all that came before,
+which must not grow). Both are relative to the louder of output and input: a noise that is taken away still leaves its
+rounding. ``level`` compares the running levels of these two. ``memory`` is of the process, MB. The processor's time of
+a frame at UF 1 in digital silence is compared with that in noise.
 
 Prints a line of JSON per window, and a summary at the end or when it is interrupted.
 """
@@ -37,7 +37,7 @@ from slimse.serving import StreamBatch
 _EXACT = 20
 """Seconds from the start of a window that are computed in float64."""
 _LAST = 5 * RATE
-"""Samples at the end of a window that must not depend on what was before it."""
+"""Samples at the end of a window that are compared with a stream that heard nothing before it."""
 _TIMES = 5000
 """Times of a frame that are kept of each sound, the last ones: the trial itself must not grow."""
 _STREAMS = 3
