@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import lightning
@@ -31,7 +33,14 @@ _PAIR_FOLDERS = (("noisy_trainset_28spk_wav", "clean_trainset_28spk_wav"), ("noi
 
 
 def _start_worker(number: int) -> None:
+    sys.excepthook = _tell_faults
     end_with_parent()
+
+
+def _tell_faults(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback; but not where the training, which has ended, stops to take what this process hands over."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def training_pairs(data: Path) -> list[FilePair]:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 
 import pytest
 
@@ -28,3 +29,14 @@ def test_a_signal_while_a_worker_starts_leaves_no_worker_behind(monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert not multiprocessing.active_children()
+
+
+def test_a_data_worker_is_silent_where_the_training_has_gone(monkeypatch, capsys):
+    data = pytest.importorskip("slimse.training.data", reason="needs slimse[train]")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    data._start_worker(0)
+    for error in (BrokenPipeError(32, "Broken pipe"), EOFError()):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("a fault of the worker"), None)
+    assert "a fault of the worker" in capsys.readouterr().err
