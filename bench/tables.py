@@ -141,6 +141,22 @@ def tool_times(found: Sequence[dict[str, Any]]) -> str:
     return markdown(head, rows)
 
 
+def tools_short(scores: dict[str, dict[str, dict[str, float]]], spent: Sequence[dict[str, Any]]) -> str:
+    """Of the tools that have both: quality and paced time, the best PESQ first."""
+    names = ("pesq", "si_sdr")
+    rows = []
+    for row in sorted((row for row in spent if row["stream"] in scores), key=lambda row: -_pesq(scores, row)):
+        found = scores[row["stream"]]
+        values = [f"{found[name]['mean']:.{METRICS[name].digits}f}" for name in names]
+        if "int8" not in row["stream"]:
+            rows.append([row["stream"], *values, f"{row['paced']:.2f}", f"{row['paced'] / row['hop']:.1%}"])
+    return markdown(["", *(METRICS[name].title for name in names), "ms per hop", "of the hop"], rows)
+
+
+def _pesq(scores: dict[str, dict[str, dict[str, float]]], row: dict[str, Any]) -> float:
+    return scores[row["stream"]]["pesq"]["mean"]
+
+
 LIVE_ROWS = {
     "eager": "eager PyTorch, sliced weights",
     "onnx": "ONNX Runtime, a session per UF",
@@ -152,7 +168,7 @@ LIVE_ROWS = {
 
 def live(found: dict[str, Any], kind: str) -> str:
     """Times of a frame that `bench/streaming.py` took, ``kind`` being back to back or paced."""
-    ufs = [f"UF {uf:g}" for uf in slimse.PRESETS["paper"].ufs.values]
+    ufs = [f"UF {uf:g}" for uf in slimse.SlimDemucsConfig().ufs]
     drawn = kind == "back to back"
     rows = []
     for name, title in LIVE_ROWS.items():
@@ -163,20 +179,26 @@ def live(found: dict[str, Any], kind: str) -> str:
 
 def tables() -> dict[str, Callable[[], str]]:
     """What makes each table, by the name that documents use."""
-    rows = json.loads(QUALITY.read_text(encoding="utf-8"))["means"]
+    rows, frames = _read(QUALITY)["means"], _read(LIVE)
+    scores, spent = _read(TOOLS)["quality"], _read(TOOL_TIMES)["times"]
     ends = [row for row in rows if row["budget"] is not None or row["uf"] in (None, 0.125, 1.0)]
     return {
         "macs": lambda: macs(profile(slimse.load())),
         "quality": lambda: quality(rows, [metric for metric in METRICS if metric in rows[0]]),
         "quality-short": lambda: quality(ends, SHORT),
-        "tools": lambda: tool_quality(json.loads(TOOLS.read_text(encoding="utf-8"))["quality"]),
-        "tool-times": lambda: tool_times(json.loads(TOOL_TIMES.read_text(encoding="utf-8"))["times"]),
-        "live": lambda: live(json.loads(LIVE.read_text(encoding="utf-8")), "back to back"),
-        "live-paced": lambda: live(json.loads(LIVE.read_text(encoding="utf-8")), "paced"),
-        "networks": lambda: networks(json.loads(NETWORKS.read_text(encoding="utf-8"))),
+        "tools": lambda: tool_quality(scores),
+        "tool-times": lambda: tool_times(spent),
+        "tools-short": lambda: tools_short(scores, spent),
+        "live": lambda: live(frames, "back to back"),
+        "live-paced": lambda: live(frames, "paced"),
+        "networks": lambda: networks(_read(NETWORKS)),
         "gpu": lambda: on_gpus(QUALITY.parent, short=True),
         "gpu-times": lambda: on_gpus(QUALITY.parent, short=False),
     }
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def filled(text: str, makers: dict[str, Callable[[], str]]) -> str:
