@@ -37,7 +37,6 @@ TOOL_TIMES = ROOT / "bench" / "results" / "tool-times.json"
 NETWORKS = ROOT / "bench" / "results" / "networks.json"
 PUBLISHED_MACS = (8_944, 15_664, 29_104, 55_985)
 """Per input sample, at UF 0.125, 0.25, 0.5 and 1.0 (arXiv 2507.04879)."""
-SHORT = ("pesq", "stoi", "si_sdr")
 _TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -181,11 +180,9 @@ def tables() -> dict[str, Callable[[], str]]:
     """What makes each table, by the name that documents use."""
     rows, frames = _read(QUALITY)["means"], _read(LIVE)
     scores, spent = _read(TOOLS)["quality"], _read(TOOL_TIMES)["times"]
-    ends = [row for row in rows if row["budget"] is not None or row["uf"] in (None, 0.125, 1.0)]
     return {
         "macs": lambda: macs(profile(slimse.load())),
         "quality": lambda: quality(rows, [metric for metric in METRICS if metric in rows[0]]),
-        "quality-short": lambda: quality(ends, SHORT),
         "tools": lambda: tool_quality(scores),
         "tool-times": lambda: tool_times(spent),
         "tools-short": lambda: tools_short(scores, spent),
