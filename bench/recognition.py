@@ -80,7 +80,7 @@ def conditions(noisy: Array, options: argparse.Namespace, model: slimse.SlimMode
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Rates by condition and SNR, in percent, with the bounds of a bootstrap over files."""
+    """Rates by condition and SNR, and changes from the noisy sound, in percent, with bounds of a bootstrap over files."""
     generator = np.random.default_rng(0)
     known, model, recognizer = transcripts(options.speech), slimse.load(), Recognizer()
     noises = [read_mono(path, RATE) for path in find_files(options.noise)[:: options.noise_step]]
@@ -103,11 +103,18 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
                 errors.setdefault(f"{snr:g} dB, {name}", []).append(word_errors(reference, recognizer.words(signal)))
         print(f"{path.name}: {len(reference)} words", flush=True)
     mean = float(np.mean(words))
-    rates = {}
+    rates, changes = {}, {}
     for name, counts in errors.items():
-        found = interval([100 * count / mean for count in counts])
-        rates[name] = [round(value, 1) for value in found]
-    return {"files": len(words), "words": sum(words), "own_references": own, "rates": rates}
+        noisy = errors[f"{name.split(',')[0]}, noisy"]
+        rates[name] = _percent(counts, mean)
+        if counts is not noisy:
+            changes[name] = _percent([count - other for count, other in zip(counts, noisy, strict=True)], mean)
+    return {"files": len(words), "words": sum(words), "own_references": own, "rates": rates, "changes": changes}
+
+
+def _percent(counts: Sequence[float], words: float) -> list[float]:
+    """Mean over files and its bounds, in percent of ``words`` words a file."""
+    return [round(value, 1) for value in interval([100 * count / words for count in counts])]
 
 
 def main() -> None:
@@ -127,6 +134,8 @@ def main() -> None:
     print(f"{found['files']} files, {found['words']} words, {found['own_references']} references by the recogniser")
     for name, (mean, low, high) in found["rates"].items():  # type: ignore[attr-defined]
         print(f"{name}: word error rate {mean} % ({low} to {high})")
+    for name, (mean, low, high) in found["changes"].items():  # type: ignore[attr-defined]
+        print(f"{name}: {mean:+} % from noisy ({low:+} to {high:+})")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
