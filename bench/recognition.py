@@ -80,7 +80,7 @@ def conditions(noisy: Array, options: argparse.Namespace, model: slimse.SlimMode
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Rates by condition and SNR, and changes from the noisy sound, in percent, with bounds of a bootstrap over files."""
+    """Rates by condition and SNR, and changes from noisy, in percent, with the bounds of a bootstrap over files."""
     generator = np.random.default_rng(0)
     known, model, recognizer = transcripts(options.speech), slimse.load(), Recognizer()
     noises = [read_mono(path, RATE) for path in find_files(options.noise)[:: options.noise_step]]
