@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 import slimse
-from bench.reliability.sounds import KINDS, LEVELS, errors, exact, make_sound
+from bench.reliability.sounds import KINDS, LEVELS, exact, make_sound, signal_error
 from slimse import ModelConfig, SlimDemucsConfig, SlimModel, Streamer
 from slimse.serving import StreamBatch
+from slimse.testing import relative_error
 
 
 def random_network(rng: np.random.Generator) -> SlimModel:
@@ -92,7 +93,7 @@ def trial(model: SlimModel, noisy: torch.Tensor, uf: float, rng: np.random.Gener
             expected = exact(model)(whole.double()[None, None], uf)[0, 0]
         if out.shape != expected.shape or not bool(out.isfinite().all()):
             raise AssertionError(f"{name}: {tuple(out.shape)} of {tuple(expected.shape)}, or not finite")
-        found[name] = errors(out, expected, noisy)
+        found[name] = relative_error(out, expected), signal_error(out, expected, noisy)
     return found
 
 

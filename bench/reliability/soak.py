@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 import slimse
-from bench.reliability.sounds import KINDS, LEVELS, RATE, Sound, errors, exact, make_sound
+from bench.reliability.sounds import KINDS, LEVELS, RATE, Sound, exact, make_sound, signal_error
 from slimse.networks.state import tree_map
 from slimse.serving import StreamBatch
 
@@ -191,9 +191,9 @@ class Soak:
         state = window["state"]
         if state is not None and state.model.samples:
             expected = self._from_state(state, heard, ufs)
-            line["exact"] = errors(out[: len(expected)], expected, heard[: len(expected)])[1]
+            line["exact"] = signal_error(out[: len(expected)], expected, heard[: len(expected)])
         expected, level = self._from_nothing(window["at"], heard, ufs)
-        line["fresh"] = errors(out[-_LAST:], expected[-_LAST:], heard[-_LAST:])[1]
+        line["fresh"] = signal_error(out[-_LAST:], expected[-_LAST:], heard[-_LAST:])
         if (now := self.stream.state) is not None and level:
             # The sums of powers span many orders: each by itself.
             pairs = zip(torch.cat(now.model.level[:2], 1)[0], torch.cat(level[:2], 1)[0], strict=True)

@@ -8,6 +8,7 @@ from importlib import resources
 
 import numpy as np
 import soundfile
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,9 +70,7 @@ def exact(model: SlimModel) -> SlimModel:
     return reference
 
 
-def errors(out: Tensor, expected: Tensor, heard: Tensor) -> tuple[float, float]:
-    """Norm of the difference over that of ``expected``, and over the louder of ``expected`` and the input ``heard``."""
-    difference, norm = float((out.double() - expected.double()).norm()), float(expected.double().norm())
-    if not difference:
-        return 0.0, 0.0
-    return difference / norm, difference / max(norm, float(heard.double().norm()))
+def signal_error(out: Tensor, expected: Tensor, heard: Tensor) -> float:
+    """Norm of the difference over that of the louder of ``expected`` and the input ``heard``; 0 if there is none."""
+    difference = (out.double() - expected.double()).norm()
+    return float(difference / torch.maximum(expected.double().norm(), heard.double().norm())) if difference else 0.0
