@@ -141,19 +141,15 @@ def tool_times(found: Sequence[dict[str, Any]]) -> str:
 
 
 def tools_short(scores: dict[str, dict[str, dict[str, float]]], spent: Sequence[dict[str, Any]]) -> str:
-    """Of the tools that have both: quality and paced time, the best PESQ first."""
-    names = ("pesq", "si_sdr")
+    """Quality and paced time of the tools that have both, the best PESQ first."""
+    names, times = ("pesq", "si_sdr"), {row["stream"]: row for row in spent}
     rows = []
-    for row in sorted((row for row in spent if row["stream"] in scores), key=lambda row: -_pesq(scores, row)):
-        found = scores[row["stream"]]
-        values = [f"{found[name]['mean']:.{METRICS[name].digits}f}" for name in names]
-        if "int8" not in row["stream"]:
-            rows.append([row["stream"], *values, f"{row['paced']:.2f}", f"{row['paced'] / row['hop']:.1%}"])
+    for tool, found in sorted(scores.items(), key=lambda item: -item[1]["pesq"]["mean"]):
+        if tool in times and "int8" not in tool:
+            paced, hop = times[tool]["paced"], times[tool]["hop"]
+            values = [f"{found[name]['mean']:.{METRICS[name].digits}f}" for name in names]
+            rows.append([tool, *values, f"{paced:.2f}", f"{paced / hop:.1%}"])
     return markdown(["", *(METRICS[name].title for name in names), "ms per hop", "of the hop"], rows)
-
-
-def _pesq(scores: dict[str, dict[str, dict[str, float]]], row: dict[str, Any]) -> float:
-    return scores[row["stream"]]["pesq"]["mean"]
 
 
 LIVE_ROWS = {

@@ -54,19 +54,19 @@ def peer_tool(peer: Peer, noisy: Signal) -> Signal:
 
 
 @torch.no_grad()
-def slimse_tool(model: slimse.SlimModel, uf: float | str, budget: float | None, noisy: Signal) -> Signal:
+def slimse_tool(model: slimse.SlimModel, uf: float | None, budget: float | None, noisy: Signal) -> Signal:
     """Run a model at a UF or a budget."""
     return model(torch.from_numpy(noisy)[None, None], uf, budget)[0, 0].numpy()
 
 
-def slimse_step(model: slimse.SlimModel, uf: float | str, budget: float | None, weights: str | None = None) -> Step:
+def slimse_step(model: slimse.SlimModel, uf: float | None, budget: float | None, weights: str | None = None) -> Step:
     """A stream of a model, with its weights kept as of `slimse.Streamer`."""
     streamer = slimse.Streamer(model, uf, budget=budget, weights=weights)
     return lambda hop: streamer.feed(torch.from_numpy(hop)).numpy()
 
 
 def streamed_tool(
-    model: slimse.SlimModel, uf: float | str, budget: float | None, weights: str, noisy: Signal
+    model: slimse.SlimModel, uf: float | None, budget: float | None, weights: str, noisy: Signal
 ) -> Signal:
     """A stream of a model over a whole signal, with its weights kept as of `slimse.Streamer`."""
     streamer = slimse.Streamer(model, uf, budget=budget, weights=weights)
