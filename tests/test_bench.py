@@ -244,7 +244,9 @@ def test_the_report_command(tmp_path):
     assert "encoder 1" in (tmp_path / "report.md").read_text()
 
 
-@pytest.mark.parametrize("module", ["exported", "long_file", "routing_ablation", "streaming", "tools", "your_network"])
+@pytest.mark.parametrize(
+    "module", ["exported", "long_file", "routing_ablation", "streaming", "switching", "tools", "your_network"]
+)
 def test_a_script_starts(module: str):
     """What takes minutes to run at least imports, and says what it takes."""
     done = subprocess.run([sys.executable, "-m", f"bench.{module}", "--help"], cwd=ROOT, capture_output=True, text=True)
