@@ -245,7 +245,7 @@ def test_the_report_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["exported", "long_file", "routing_ablation", "streaming", "switching", "tools", "your_network"]
+    "module", ["exported", "levels", "long_file", "routing_ablation", "streaming", "switching", "tools", "your_network"]
 )
 def test_a_script_starts(module: str):
     """What takes minutes to run at least imports, and says what it takes."""

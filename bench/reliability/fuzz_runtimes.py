@@ -49,12 +49,14 @@ def random_network(rng: np.random.Generator) -> SlimModel:
     return model
 
 
-def _streamed(streamer: Streamer, noisy: torch.Tensor, uf: float, sizes: list[int]) -> torch.Tensor:
+def streamed(streamer: Streamer, noisy: torch.Tensor, uf: float, sizes: list[int]) -> torch.Tensor:
+    """What a stream makes of a signal ``[T]`` in parts of these sizes."""
     parts = noisy.split(sizes)
     return torch.cat([*(streamer.feed(part, uf) for part in parts), streamer.flush(uf)])
 
 
-def _batched(model: SlimModel, noisy: torch.Tensor, uf: float, runtime: str) -> torch.Tensor:
+def batched(model: SlimModel, noisy: torch.Tensor, uf: float, runtime: str) -> torch.Tensor:
+    """What a slot of a batch makes of whole hops ``[T]`` beside another slot that hears noise."""
     batch = StreamBatch(model, 2, runtime=runtime)
     slot, beside = batch.join(uf), batch.join(model.ufs[0])
     outputs = []
@@ -78,13 +80,13 @@ def trial(model: SlimModel, noisy: torch.Tensor, uf: float, rng: np.random.Gener
     whole = noisy[: len(noisy) // model.geometry.hop * model.geometry.hop]
     runs: dict[str, Any] = {
         "offline": lambda: model(noisy[None, None], uf)[0, 0],
-        "stream": lambda: _streamed(Streamer(model, uf, runtime="eager"), noisy, uf, sizes),
-        "compiled stream": lambda: _streamed(Streamer(model, uf, runtime="numba"), noisy, uf, sizes),
-        "half": lambda: _streamed(Streamer(model, uf, runtime="numba", weights="float16"), noisy, uf, sizes),
+        "stream": lambda: streamed(Streamer(model, uf, runtime="eager"), noisy, uf, sizes),
+        "compiled stream": lambda: streamed(Streamer(model, uf, runtime="numba"), noisy, uf, sizes),
+        "half": lambda: streamed(Streamer(model, uf, runtime="numba", weights="float16"), noisy, uf, sizes),
     }
     if len(whole):
-        runs["batch"] = lambda: _batched(model, whole, uf, "eager")
-        runs["compiled batch"] = lambda: _batched(model, whole, uf, "numba")
+        runs["batch"] = lambda: batched(model, whole, uf, "eager")
+        runs["compiled batch"] = lambda: batched(model, whole, uf, "numba")
     found = {}
     for name, run in runs.items():
         out = run()
