@@ -8,7 +8,6 @@ Times are medians of one call (one frame) on one thread, all precisions taking t
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from statistics import median
 import numpy as np
 import onnxruntime
 
+from bench.pairs import pairs_parser
 from slimse import OnnxStreamer, load
 from slimse.benchmark import Call, interleaved, noisy_clip
 from slimse.evaluation import METRICS, Pair, find_pairs, read_pair
@@ -56,14 +56,12 @@ def call_of(session: onnxruntime.InferenceSession) -> Call:
 
 def main() -> None:
     """Print a table of scores, and one of times."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("noisy", type=Path, help="folder of noisy files")
-    parser.add_argument("clean", type=Path, help="folder of clean files of the same names")
+    parser = pairs_parser(__doc__)
     parser.add_argument("--uf", type=float, default=0.25)
     parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20, help="turns of 32 frames each")
     options = parser.parse_args()
-    pairs, model, sessions = spread(find_pairs(options.noisy, options.clean), options.files), load(), {}
+    pairs, model, sessions = spread(find_pairs(options.noisy, options.clean), options.files), load(options.weights), {}
     with tempfile.TemporaryDirectory() as folder:
         for precision in PRECISIONS:
             path = Path(folder, f"{precision}.onnx")

@@ -8,15 +8,14 @@ one where the noisy sound is louder. In dB, mean over files with its 95 % bootst
 
 from __future__ import annotations
 
-import argparse
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import slimse
+from bench.pairs import pairs_parser
 from slimse.evaluation import find_pairs, interval, read_pair, score
 from slimse.evaluation.metrics import Signal
 from slimse.model import SlimModel
@@ -57,10 +56,7 @@ def distances(model: SlimModel, noisy: Tensor, clean: Signal, seed: int) -> dict
 @torch.no_grad()
 def main() -> None:
     """Print a row for every pair of UFs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("noisy", type=Path)
-    parser.add_argument("clean", type=Path)
-    parser.add_argument("--weights", default="dynamic-v1", help="bundled weights, or a file")
+    parser = pairs_parser(__doc__)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take one file of N")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,7 +11,6 @@ get the sound resampled, which is not timed. ``noisereduce`` knows no streams, s
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -24,11 +23,11 @@ import soxr
 import torch
 
 import slimse
+from bench.pairs import pairs_parser
 from bench.peers import PEERS, Peer, Signal, Step
 from bench.tables import tool_quality, tool_times
 from slimse.audio.files import read_mono
 from slimse.evaluation import DEFAULT_METRICS, Pair, check_metrics, find_pairs, interval, read_pair, score
-from slimse.hub import DEFAULT
 
 RATE = 16_000
 MAX_DELAY = 960
@@ -130,10 +129,7 @@ def quality(tools: dict[str, Tool], pairs: Sequence[Pair], names: Sequence[str])
 
 def main() -> None:
     """Score and time all tools that are there, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("noisy", type=Path)
-    parser.add_argument("clean", type=Path)
-    parser.add_argument("--weights", default=DEFAULT)
+    parser = pairs_parser(__doc__)
     parser.add_argument("--uf", type=float, nargs="*", default=[1.0])
     parser.add_argument("--budget", type=float, nargs="*", default=[])
     parser.add_argument("--int8", action="store_true", help="add streams with int8 weights")

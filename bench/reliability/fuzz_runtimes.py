@@ -49,8 +49,8 @@ def random_network(rng: np.random.Generator) -> SlimModel:
     return model
 
 
-def streamed(streamer: Streamer, noisy: torch.Tensor, uf: float, sizes: list[int]) -> torch.Tensor:
-    """What a stream makes of a signal ``[T]`` in parts of these sizes."""
+def streamed(streamer: Streamer, noisy: torch.Tensor, uf: float, sizes: int | list[int]) -> torch.Tensor:
+    """What a stream makes of a signal ``[T]`` in parts of these sizes, or of this one."""
     parts = noisy.split(sizes)
     return torch.cat([*(streamer.feed(part, uf) for part in parts), streamer.flush(uf)])
 
